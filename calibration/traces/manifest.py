@@ -1,0 +1,158 @@
+"""The manifest of a TraceSet: what was recorded, from which models, where, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calibration.errors import TraceError
+
+SCHEMA_VERSION = 1
+"""Newest TraceSet schema that this version reads."""
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelInfo(_Strict):
+    """Shape of one model. ``None`` means unknown (an import), never zero.
+
+    ``parameters`` counts everything once (tied embeddings too); ``parameters_non_embedding`` leaves the input
+    embedding and the LM head out. ``dtype`` is that of the weights as they were run.
+    """
+
+    name: str
+    parameters: Count | None = None
+    parameters_non_embedding: Count | None = None
+    layers: Count | None = None
+    hidden_size: Count | None = None
+    heads: Count | None = None
+    kv_heads: Count | None = None
+    vocabulary: Count | None = None
+    dtype: str | None = None
+
+
+class DrafterInfo(ModelInfo):
+    """A drafter: a model's shape plus how it drafts.
+
+    ``paradigm`` is the field's word (``prompt-lookup``, ``early-exit``, ``layer-skip``, ``eagle``, ``ngram`` ...).
+    ``deterministic`` drafters propose given tokens (a one-hot q), so run lengths replay under sampling as well.
+    ``max_draft_tokens`` caps the recorded run lengths; ``None`` where they run to the end of the trajectory.
+    ``settings`` holds what makes the drafter reproducible (exit layer, n-gram sizes ...).
+    """
+
+    paradigm: str
+    deterministic: bool
+    max_draft_tokens: Positive | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class DecodingInfo(_Strict):
+    """How the verifier's text was produced. ``temperature`` 0 is greedy; ``top_p`` 1 keeps the whole vocabulary."""
+
+    mode: Literal["greedy", "sampled"]
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Positive | None = None
+
+
+class DeviceInfo(_Strict):
+    """Where it ran."""
+
+    name: str
+    kind: Literal["cpu", "cuda", "mps", "unknown"]
+    memory_bytes: Positive | None = None
+    driver: str | None = None
+    threads: Positive | None = None
+
+
+class PromptSource(_Strict):
+    """One file of prompts: its name, the sha256 of its bytes, its domain and how many prompts were used."""
+
+    name: str
+    sha256: str | None
+    domain: str
+    prompts: Positive
+
+
+class TableInfo(_Strict):
+    """One Parquet file of the set: how many rows it holds and the sha256 of its bytes."""
+
+    rows: Count
+    sha256: str
+
+
+class Manifest(_Strict):
+    """Everything about a TraceSet that is not a table.
+
+    ``kind`` is ``recorded`` (measured by ``paceline calibrate``) or ``imported`` (measured by others; see
+    ``import_format`` and ``unknown``, the list of what could not be known).
+    """
+
+    schema_version: Positive = SCHEMA_VERSION
+    paceline_version: str
+    kind: Literal["recorded", "imported"]
+    created: str
+    command: str
+    seed: int | None
+    verifier: ModelInfo
+    drafters: Annotated[tuple[DrafterInfo, ...], Field(min_length=1)]
+    decoding: DecodingInfo
+    device: DeviceInfo
+    software: dict[str, str] = Field(default_factory=dict)
+    prompts: tuple[PromptSource, ...] = ()
+    import_format: str | None = None
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    tables: dict[str, TableInfo] = Field(default_factory=dict)
+
+    def drafter(self, name: str) -> DrafterInfo:
+        """Give the drafter called `name`; `TraceError` if there is none."""
+        for info in self.drafters:
+            if info.name == name:
+                return info
+        from calibration.errors import did_you_mean
+
+        raise TraceError(f"drafter '{name}': not in this TraceSet{did_you_mean(name, self.drafter_names)}")
+
+    @property
+    def drafter_names(self) -> tuple[str, ...]:
+        """Names of the drafters, in the order of recording."""
+        return tuple(info.name for info in self.drafters)
+
+
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """Read a manifest from JSON; `TraceError` names every fault, a newer schema version first of all."""
+    import json
+
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as fault:
+        raise TraceError(f"{path}:{fault.lineno}: not valid JSON ({fault.msg})") from None
+    if not isinstance(raw, dict):
+        raise TraceError(f"{path}: the manifest must be a JSON object, got {type(raw).__name__}")
+    version = raw.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise TraceError(
+            f"{path}: schema_version must be at most {SCHEMA_VERSION}, got {version}; "
+            "a newer paceline wrote this TraceSet, upgrade to read it"
+        )
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as fault:
+        lines = [
+            f"{path}: {'.'.join(str(part) for part in error['loc']) or 'manifest'}: {error['msg']}"
+            + ("" if isinstance(error["input"], dict | list) else f", got {error['input']!r}")
+            for error in fault.errors()
+        ]
+        raise TraceError("\n".join(lines)) from None
+    names = manifest.drafter_names
+    if len(set(names)) != len(names):
+        raise TraceError(f"{path}: drafters: names must be unique, got {list(names)}")
+    return manifest
