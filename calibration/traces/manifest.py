@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from calibration.errors import TraceError
+from calibration.errors import TraceError, did_you_mean
 
 SCHEMA_VERSION = 1
 """Newest TraceSet schema that this version reads."""
@@ -81,6 +82,39 @@ class PromptSource(_Strict):
     prompts: Positive
 
 
+class LinearCost(_Strict):
+    """Seconds of one step: base_s + per_token_s * new tokens + per_context_token_s * cached tokens.
+
+    Both token counts are sums over the batch. A drafter is ``charged`` once for every lock-step draft step or once
+    for every round, whatever its length (heads that propose several tokens in one go; published constants).
+    """
+
+    kind: Literal["linear"] = "linear"
+    base_s: Annotated[float, Field(ge=0)]
+    per_token_s: Annotated[float, Field(ge=0)] = 0.0
+    per_context_token_s: Annotated[float, Field(ge=0)] = 0.0
+    charged: Literal["per_step", "per_round"] = "per_step"
+
+
+class FractionOfVerify(_Strict):
+    """Seconds of drafting a round: a fraction of that round's verification (n-gram lookup on the host)."""
+
+    kind: Literal["fraction_of_verify"] = "fraction_of_verify"
+    fraction: Annotated[float, Field(ge=0)]
+
+
+DrafterCost = Annotated[LinearCost | FractionOfVerify, Field(discriminator="kind")]
+
+
+class CostConstants(_Strict):
+    """Prices that came with an import instead of timings: stated by somebody, not measured here."""
+
+    source: str
+    verifier: LinearCost
+    drafters: dict[str, DrafterCost] = Field(default_factory=dict)
+    overhead_s: Annotated[float, Field(ge=0)] = 0.0
+
+
 class TableInfo(_Strict):
     """One Parquet file of the set: how many rows it holds and the sha256 of its bytes."""
 
@@ -110,6 +144,7 @@ class Manifest(_Strict):
     import_format: str | None = None
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    costs: CostConstants | None = None
     tables: dict[str, TableInfo] = Field(default_factory=dict)
 
     def drafter(self, name: str) -> DrafterInfo:
@@ -117,8 +152,6 @@ class Manifest(_Strict):
         for info in self.drafters:
             if info.name == name:
                 return info
-        from calibration.errors import did_you_mean
-
         raise TraceError(f"drafter '{name}': not in this TraceSet{did_you_mean(name, self.drafter_names)}")
 
     @property
@@ -129,8 +162,6 @@ class Manifest(_Strict):
 
 def parse_manifest(text: str, path: Path) -> Manifest:
     """Read a manifest from JSON; `TraceError` names every fault, a newer schema version first of all."""
-    import json
-
     try:
         raw = json.loads(text)
     except json.JSONDecodeError as fault:

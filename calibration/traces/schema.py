@@ -6,7 +6,9 @@ draft started there would have to match first: at t, the prompt and x_0 .. x_{t-
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -88,9 +90,7 @@ TIMINGS = (
     Column("tree_nodes", pa.int32(), "nodes of a draft tree; missing for chains", nullable=True, low=1),
     Column("repeat", pa.int32(), "index of the repeat, warm-up left out", low=0),
     Column("seconds", pa.float64(), "duration of the step, s", low=1e-12),
-    Column(
-        "joules", pa.float64(), "energy of the step, J, where the device reports it", nullable=True, low=0
-    ),
+    Column("joules", pa.float64(), "energy of the step, J, where the device reports it", nullable=True, low=0),
 )
 
 TABLES: dict[str, tuple[Column, ...]] = {
@@ -107,7 +107,7 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in TABLES[table]])
 
 
-def make_table(table: str, columns: dict[str, object]) -> pa.Table:
+def make_table(table: str, columns: Mapping[str, Any]) -> pa.Table:
     """Build a table from columns by name; missing nullable columns become all-missing.
 
     Raises `TraceError` that names the column when a value does not fit its type.
@@ -117,7 +117,7 @@ def make_table(table: str, columns: dict[str, object]) -> pa.Table:
     unknown = set(columns) - {c.name for c in TABLES[table]}
     if unknown:
         raise TraceError(f"{table}: no such column: {', '.join(sorted(unknown))}")
-    rows = max((len(values) for values in columns.values()), default=0)  # type: ignore[arg-type]
+    rows = max((len(values) for values in columns.values()), default=0)
     arrays = []
     for column in TABLES[table]:
         values = columns.get(column.name)

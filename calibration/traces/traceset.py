@@ -55,17 +55,13 @@ class TraceSet:
         root = Path(folder)
         path = root / "manifest.json"
         if not path.is_file():
-            raise TraceError(
-                f"{path}: not found; a TraceSet is a folder with manifest.json and Parquet tables"
-            )
+            raise TraceError(f"{path}: not found; a TraceSet is a folder with manifest.json and Parquet tables")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise TraceError(f"{path}: not UTF-8 text") from None
         manifest = parse_manifest(text, path)
-        return cls(
-            manifest, **validate(manifest, {name: _read_table(root, name, manifest) for name in TABLES})
-        )
+        return cls(manifest, **validate(manifest, {name: _read_table(root, name, manifest) for name in TABLES}))
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the set to `folder`, which appears whole or not at all; give its path.
@@ -80,9 +76,7 @@ class TraceSet:
         try:
             tables = {name: _write_table(getattr(self, name), scratch / f"{name}.parquet") for name in TABLES}
             manifest = self.manifest.model_copy(update={"tables": tables})
-            (scratch / "manifest.json").write_text(
-                manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
-            )
+            (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
             scratch.chmod(0o755)
             if target.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))

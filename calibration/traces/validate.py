@@ -86,12 +86,10 @@ def _check_sequences(table: pa.Table) -> None:
         _fail("sequences", "sequence_id", None, "must hold at least one row")
     ids = table["sequence_id"].to_pylist()
     seen: dict[str, int] = {}
-    for row, value in enumerate(ids):
+    for index, value in enumerate(ids):
         if value in seen:
-            _fail(
-                "sequences", "sequence_id", row, f"must be unique (first at row {seen[value]})", repr(value)
-            )
-        seen[value] = row
+            _fail("sequences", "sequence_id", index, f"must be unique (first at row {seen[value]})", repr(value))
+        seen[value] = index
     for tokens, count in (("prompt_token_ids", "prompt_tokens"), ("output_token_ids", "output_tokens")):
         row = _first(pc.not_equal(pc.list_value_length(table[tokens]), table[count]))
         if row is not None:
@@ -99,16 +97,12 @@ def _check_sequences(table: pa.Table) -> None:
             _fail("sequences", tokens, row, f"must hold {count} = {table[count][row].as_py()} ids", got)
 
 
-def _check_keys(
-    name: str, table: pa.Table, sequences: list[str], drafters: list[str]
-) -> np.ndarray[Any, Any]:
+def _check_keys(name: str, table: pa.Table, sequences: list[str], drafters: list[str]) -> np.ndarray[Any, Any]:
     """Check that both keys are known; give one code per (sequence, drafter) pair and row."""
     sequence = _codes(table["sequence_id"], sequences)
     row = _first(sequence < 0)
     if row is not None:
-        _fail(
-            name, "sequence_id", row, "must be in sequences.parquet", repr(table["sequence_id"][row].as_py())
-        )
+        _fail(name, "sequence_id", row, "must be in sequences.parquet", repr(table["sequence_id"][row].as_py()))
     drafter = _codes(table["drafter"], drafters)
     row = _first(drafter < 0)
     if row is not None:
@@ -155,9 +149,7 @@ def _check_positions(table: pa.Table, sequences: pa.Table, manifest: Manifest) -
         if manifest.decoding.mode == "greedy" or info.deterministic:
             row = _first(mine & pc.is_null(run).to_numpy(zero_copy_only=False))
             if row is not None:
-                _fail(
-                    name, "run_length", row, f"must be present for drafter '{info.name}' (greedy or one-hot)"
-                )
+                _fail(name, "run_length", row, f"must be present for drafter '{info.name}' (greedy or one-hot)")
         if info.max_draft_tokens is not None:
             too_long = pc.fill_null(pc.greater(run, info.max_draft_tokens), False)
             row = _first(mine & too_long.to_numpy(zero_copy_only=False))
@@ -197,9 +189,7 @@ def _check_timings(table: pa.Table, manifest: Manifest) -> None:
     known = [manifest.verifier.name, *manifest.drafter_names]
     row = _first(_codes(table["model"], known) < 0)
     if row is not None:
-        _fail(
-            "timings", "model", row, f"must be one of {', '.join(known)}", repr(table["model"][row].as_py())
-        )
+        _fail("timings", "model", row, f"must be one of {', '.join(known)}", repr(table["model"][row].as_py()))
 
 
 def validate(manifest: Manifest, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:

@@ -1,0 +1,374 @@
+"""paceline: predict what speculative decoding will bring, by replaying recorded behaviour of real models.
+
+The command line is `main`; the public names below are re-exported from the four packages and loaded when used:
+
+    TraceSet, bundled, bundled_names        calibration: recorded behaviour
+    Scenario, load_scenario, simulate       simulator: replay it under traffic and policies
+    study                                   analysis: what follows from it, with intervals
+    write_report                            reports: the PDF
+
+    >>> import paceline
+    >>> traces = paceline.bundled("smollm2-135m-cpu-greedy")
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from analysis import study
+    from calibration import PacelineError, PacelineWarning, TraceSet, bundled, bundled_names
+    from calibration.traces.manifest import CostConstants, DrafterCost, LinearCost
+    from reports import write_report
+    from simulator import RunResult, Scenario, load_scenario, simulate
+
+_HOME = {
+    "PacelineError": "calibration",
+    "PacelineWarning": "calibration",
+    "RunResult": "simulator",
+    "Scenario": "simulator",
+    "TraceSet": "calibration",
+    "bundled": "calibration",
+    "bundled_names": "calibration",
+    "load_scenario": "simulator",
+    "simulate": "simulator",
+    "study": "analysis",
+    "write_report": "reports",
+}
+
+__all__ = [
+    "PacelineError",
+    "PacelineWarning",
+    "RunResult",
+    "Scenario",
+    "TraceSet",
+    "bundled",
+    "bundled_names",
+    "load_scenario",
+    "main",
+    "simulate",
+    "study",
+    "write_report",
+]
+
+DEMO_TRACES = "smollm2-135m-cpu-greedy"
+
+Progress = Callable[[str, int, int], None]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used, so that `paceline --help` does not pay for pyarrow, pydantic and scipy.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'paceline' has no attribute '{name}'")
+
+
+class _Group(click.Group):
+    """Turns expected failures into one line, warnings into one line each, and Ctrl-C into a plain goodbye."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        warnings.showwarning = _show_warning
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted: nothing was left half-written", err=True)
+            ctx.exit(130)
+        except Exception as fault:
+            from calibration.errors import PacelineError
+
+            if isinstance(fault, PacelineError):
+                raise click.ClickException(str(fault)) from None
+            raise
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    from calibration.errors import PacelineWarning
+
+    if issubclass(category, PacelineWarning):
+        click.echo(f"{category.__name__}: {message}", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show one bar per stage on the terminal; give the callback ``(stage, done, total)``."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+def _print(*objects: Any) -> None:
+    from rich.console import Console
+
+    Console().print(*objects)
+
+
+def _traces(source: str) -> TraceSet:
+    """Read a TraceSet from a folder, or a bundled one by name."""
+    from calibration.errors import TraceError, did_you_mean
+    from calibration.traces import TraceSet, bundled, bundled_names
+
+    if source in bundled_names() and not Path(source).exists():
+        return bundled(source)
+    if not Path(source).exists():
+        raise TraceError(f"{source}: no such folder or bundled TraceSet{did_you_mean(source, bundled_names())}")
+    return TraceSet.read(source)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="paceline")
+def main() -> None:
+    """Predict what speculative decoding will bring, before anything is deployed.
+
+    Record a drafter/verifier pair (calibrate), replay it under traffic (simulate), and hand on a report.
+    """
+
+
+@main.command()
+@click.option("--out", default="paceline-demo", show_default=True, help="Folder for the report and its figures.")
+@click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes for the simulations."
+)
+def demo(out: str, workers: int) -> None:
+    """From bundled traces of a real model to a PDF report: replay, analysis, report."""
+    _report(DEMO_TRACES, Path(out), workers)
+
+
+@main.command()
+@click.argument("traces")
+@click.option("--out", default="paceline-report", show_default=True, help="Folder for the report and its figures.")
+@click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes for the simulations."
+)
+def report(traces: str, out: str, workers: int) -> None:
+    """Study TRACES (a folder or a bundled name) and write report.pdf."""
+    _report(traces, Path(out), workers)
+
+
+def _report(source: str, out: Path, workers: int) -> None:
+    from analysis import StudySettings, study
+    from reports import summary_table, write_report
+
+    traces = _traces(source)
+    with _progress() as progress:
+        findings = study(traces, settings=StudySettings(workers=workers), progress=progress)
+        path = write_report(findings, out / "report.pdf", progress=progress)
+    _print(summary_table(findings))
+    click.echo(f"{path}")
+
+
+@main.command("simulate")
+@click.argument("scenario", type=click.Path(dir_okay=False))
+@click.option("--out", required=True, help="Folder for summary.json, requests.parquet and iterations.parquet.")
+def simulate_command(scenario: str, out: str) -> None:
+    """Run SCENARIO (a TOML file) and write its results."""
+    from simulator import load_scenario
+    from simulator import simulate as run
+
+    loaded = load_scenario(scenario)
+    with _progress() as progress:
+        result = run(loaded, progress=lambda done, total: progress("simulate", done, total))
+    path = result.write(out)
+    _print(_summary(result.summary))
+    click.echo(f"{path}")
+
+
+def _summary(summary: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Simulated", title_justify="left", show_header=False)
+    table.add_column("name")
+    table.add_column("value", justify="right")
+    for name, value in summary.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.4g}")
+    return table
+
+
+@main.command()
+@click.argument("verifier")
+@click.option(
+    "--drafter", "drafters", multiple=True, required=True, help="prompt-lookup, exit-L or skip-A-B; repeat."
+)
+@click.option("--out", required=True, help="Folder of the TraceSet to write.")
+@click.option("--domain", "domains", multiple=True, help="Only these bundled domains; repeat.")
+@click.option("--prompts", type=click.Path(dir_okay=False), help="Your own prompts (.toml or .jsonl).")
+@click.option("--limit", type=click.IntRange(1), help="Prompts per domain.")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
+@click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Prompts generated at once.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--timings/--no-timings", default=True, show_default=True, help="Time steps over a grid.")
+def calibrate(verifier: str, out: str, **options: Any) -> None:
+    """Record VERIFIER (smollm2-135m, a local folder or a hub name) with its drafters.
+
+    An interrupted run goes on where it stopped when the same command is given again.
+    """
+    from calibration.job import CalibrationSettings
+    from calibration.job import calibrate as record
+
+    settings = CalibrationSettings(verifier=verifier, command=_command(), **options)
+    with _progress() as progress:
+        record(settings, Path(out), progress=progress)
+    click.echo(out)
+
+
+def _command() -> str:
+    """Give the command line as it was typed, without the folder of the program."""
+    import shlex
+
+    return shlex.join(["paceline", *sys.argv[1:]])
+
+
+@main.group()
+def traces() -> None:
+    """Show, check and import recorded behaviour."""
+
+
+@traces.command()
+@click.argument("folder")
+def show(folder: str) -> None:
+    """Describe the TraceSet in FOLDER (or a bundled one by name)."""
+    from calibration.traces.show import show as describe
+
+    _print(describe(_traces(folder)))
+
+
+@traces.command()
+@click.argument("folder")
+def validate(folder: str) -> None:
+    """Check the TraceSet in FOLDER against the contract."""
+    checked = _traces(folder)
+    rows = ", ".join(
+        f"{getattr(checked, name).num_rows:,} {name}" for name in ("sequences", "positions", "rollouts", "timings")
+    )
+    click.echo(f"{folder}: keeps the contract ({rows})")
+
+
+@traces.command("list")
+def list_bundled() -> None:
+    """Name the TraceSets that come with the package."""
+    from calibration.traces import bundled_names
+
+    for name in bundled_names():
+        click.echo(name)
+
+
+@traces.group("import")
+def import_() -> None:
+    """Turn others' recordings into TraceSets."""
+
+
+@import_.command("specdecode-bench")
+@click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option("--out", required=True, help="Folder of the TraceSet to write.")
+@click.option(
+    "--alignment",
+    default="position",
+    show_default=True,
+    type=click.Choice(["position", "published"]),
+    help="'published' reads the lists one place too early, as the published simulator does.",
+)
+@click.option("--domain", help="Domain of all files; default: each file's name.")
+@click.option("--verifier-cost", metavar="BASE,TOKEN,CONTEXT", help="Seconds of a verifier step: linear constants.")
+@click.option(
+    "--drafter-cost",
+    "drafter_costs",
+    multiple=True,
+    metavar="NAME=BASE,TOKEN,CONTEXT[,per_round]",
+    help="Seconds of a draft step (or round); or NAME=FRACTION of verification; repeat.",
+)
+@click.option("--overhead", default=0.0, show_default=True, type=click.FloatRange(0), help="Host seconds a step.")
+@click.option("--cost-source", default="given on the command line", show_default=True, help="Where they come from.")
+def specdecode_bench(
+    files: tuple[str, ...],
+    out: str,
+    alignment: Any,
+    domain: str | None,
+    verifier_cost: str | None,
+    drafter_costs: tuple[str, ...],
+    overhead: float,
+    cost_source: str,
+) -> None:
+    """Import FILES (JSON lines) of SpecDecode-Bench's simulator: EAGLE and n-gram on Llama-3.1-8B."""
+    from calibration.importers import import_specdecode_bench
+
+    costs = _cost_constants(verifier_cost, drafter_costs, overhead, cost_source)
+    with _progress() as progress:
+        imported = import_specdecode_bench(
+            files, alignment=alignment, domain=domain, costs=costs, command=_command(), progress=progress
+        )
+    imported.write(out)
+    click.echo(out)
+
+
+def _cost_constants(
+    verifier: str | None, drafters: tuple[str, ...], overhead: float, source: str
+) -> CostConstants | None:
+    from calibration.traces.manifest import CostConstants
+
+    if verifier is None:
+        if drafters or overhead:
+            raise click.UsageError("--drafter-cost and --overhead need --verifier-cost beside them")
+        return None
+    prices: dict[str, DrafterCost] = {}
+    for text in drafters:
+        name, found, numbers = text.partition("=")
+        if not found:
+            raise click.BadParameter(f"must be NAME=BASE,TOKEN,CONTEXT, got '{text}'", param_hint="--drafter-cost")
+        prices[name] = _drafter_cost(numbers)
+    return CostConstants(
+        source=source, verifier=_linear(verifier, "--verifier-cost"), drafters=prices, overhead_s=overhead
+    )
+
+
+def _drafter_cost(text: str) -> DrafterCost:
+    from calibration.traces.manifest import FractionOfVerify
+
+    if "," not in text:
+        return FractionOfVerify(fraction=_numbers(text, 1, "--drafter-cost")[0])
+    charged = "per_round" if text.endswith(",per_round") else "per_step"
+    return _linear(text.removesuffix(",per_round").removesuffix(",per_step"), "--drafter-cost", charged)
+
+
+def _linear(text: str, option: str, charged: Any = "per_step") -> LinearCost:
+    from calibration.traces.manifest import LinearCost
+
+    base, token, context = _numbers(text, 3, option)
+    return LinearCost(base_s=base, per_token_s=token, per_context_token_s=context, charged=charged)
+
+
+def _numbers(text: str, count: int, option: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"must be {count} number(s), got '{text}'", param_hint=option) from None
+    if len(values) != count or min(values) < 0:
+        raise click.BadParameter(f"must be {count} number(s) >= 0, got '{text}'", param_hint=option)
+    return values
