@@ -323,9 +323,8 @@ def test_malformed_toml_is_refused_with_its_line(tmp_path, content, line):
 
 def test_malformed_json_is_refused_with_line_and_column(tmp_path):
     good = '{"id": "a", "domain": "chat", "text": "Hello"}'
-    (line,) = refusal(write(tmp_path, "own.jsonl", f'{good}\n\n{{"id": "b", }}\n'))
-    assert line.startswith("own.jsonl:3: must be a JSON object on one line, got '")
-    assert line.endswith("at column 12")
+    (line,) = refusal(write(tmp_path, "own.jsonl", f'{good}\n\n{{"id": b}}\n'))
+    assert line == "own.jsonl:3: must be a JSON object on one line, got 'Expecting value' at column 8"
 
 
 @pytest.mark.parametrize(
@@ -422,7 +421,7 @@ def test_half_of_a_surrogate_pair_is_refused(tmp_path):
 
 
 def test_a_repeated_id_is_refused_with_both_places(tmp_path):
-    lines = ['{"id": "a", "domain": "%s", "text": "b"}' % domain for domain in ("chat", "code")]
+    lines = [f'{{"id": "a", "domain": "{domain}", "text": "b"}}' for domain in ("chat", "code")]
     (line,) = refusal(write(tmp_path, "own.jsonl", "\n".join(lines)))
     assert line == "own.jsonl:2: id: must be unique, got 'a' (first at own.jsonl:1)"
     (line,) = refusal(write(tmp_path, "own.toml", OWN_TOML.replace("second", "first")))
