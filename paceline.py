@@ -170,13 +170,13 @@ def report(traces: str, out: str, workers: int) -> None:
 
 
 def _report(source: str, out: Path, workers: int) -> None:
-    from analysis import StudySettings, study
+    from analysis import study
     from reports import summary_table, write_report
 
     traces = _traces(source)
     with _progress() as progress:
-        findings = study(traces, settings=StudySettings(workers=workers), progress=progress)
-        path = write_report(findings, out / "report.pdf", progress=progress)
+        findings = study(traces, workers=workers, progress=lambda done, total: progress("simulate", done, total))
+        path = write_report(findings, out / "report.pdf", lambda done, total: progress("report", done, total))
     _print(summary_table(findings))
     click.echo(f"{path}")
 
@@ -216,15 +216,27 @@ def _summary(summary: dict[str, Any]) -> Any:
 )
 @click.option("--out", required=True, help="Folder of the TraceSet to write.")
 @click.option("--domain", "domains", multiple=True, help="Only these bundled domains; repeat.")
-@click.option("--prompts", type=click.Path(dir_okay=False), help="Your own prompts (.toml or .jsonl).")
-@click.option("--limit", type=click.IntRange(1), help="Prompts per domain.")
+@click.option("--prompts", "prompt_file", type=click.Path(dir_okay=False), help="Your own prompts (.toml or .jsonl).")
+@click.option("--limit", "limit_per_domain", type=click.IntRange(1), help="Prompts per domain.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
 @click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True))
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Prompts generated at once.")
+@click.option("--gamma-max", default=8, show_default=True, type=click.IntRange(1), help="Steps of a free draft.")
+@click.option(
+    "--rollout-stride",
+    default=8,
+    show_default=True,
+    type=click.IntRange(0),
+    help="A free draft is recorded at every so many positions; 0: none.",
+)
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option(
+    "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
+)
 @click.option("--timings/--no-timings", default=True, show_default=True, help="Time steps over a grid.")
+@click.option("--timing-repeats", default=5, show_default=True, type=click.IntRange(1))
 def calibrate(verifier: str, out: str, **options: Any) -> None:
     """Record VERIFIER (smollm2-135m, a local folder or a hub name) with its drafters.
 
@@ -233,7 +245,12 @@ def calibrate(verifier: str, out: str, **options: Any) -> None:
     from calibration.job import CalibrationSettings
     from calibration.job import calibrate as record
 
-    settings = CalibrationSettings(verifier=verifier, command=_command(), **options)
+    chosen = {
+        **options,
+        "domains": options["domains"] or None,
+        "prompt_file": Path(options["prompt_file"]) if options["prompt_file"] else None,
+    }
+    settings = CalibrationSettings(verifier=verifier, command=_command(), **chosen)
     with _progress() as progress:
         record(settings, Path(out), progress=progress)
     click.echo(out)

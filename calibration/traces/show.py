@@ -107,7 +107,8 @@ def _acceptance(traces: TraceSet) -> Table:
             table.add_row(Text(info.name), f"{mine.num_rows:,}", *_acceptance_cells(mine))
     table.caption = (
         "token match: mean probability that a token drafted at a position is accepted; "
-        "mean overlap: sum of min(p, q); mean run: drafted tokens that match when drafting goes on; proposes: positions with any proposal"
+        "mean overlap: sum of min(p, q); mean run: drafted tokens that match when drafting goes on; "
+        "proposes: positions with any proposal"
     )
     return table
 

@@ -1,0 +1,284 @@
+"""The recording job: from names of models and prompts to a TraceSet, shard by shard, resumable.
+
+A shard is one batch of prompts. Every finished shard is written at once into ``<out>.partial/``; an interrupted job
+goes on from there, and `out` itself appears whole or not at all. Step times come last, and can be taken anew with
+`record_timings` when the machine is quiet.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibration.errors import CalibrationError
+from calibration.fetch import Progress
+from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifier, require
+from calibration.prompts import PromptFile, load_prompts, read_prompt_file
+from calibration.shards import Partial
+from calibration.traces import DecodingInfo, Manifest, PromptSource, TraceSet, make_table
+
+if TYPE_CHECKING:
+    from calibration.drafters import Drafter
+    from calibration.record import Request
+
+_NOT_IDENTITY = ("command", "timings", "timing_repeats", "prompt_file", "device", "dtype")
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """What to record.
+
+    ``temperature`` 0 is greedy. ``prompt_file`` None takes the bundled prompts, of which ``domains`` and
+    ``limit_per_domain`` select. ``gamma_max`` and ``rollout_stride`` rule the drafters' own free runs (steps of each,
+    and at every how many positions one starts; stride 0 records none). ``command`` is the command line that the
+    manifest shows.
+    """
+
+    verifier: str = "smollm2-135m"
+    drafters: tuple[str, ...] = ("prompt-lookup", "exit-20", "exit-26", "skip-13-17")
+    prompt_file: Path | None = None
+    domains: tuple[str, ...] | None = None
+    limit_per_domain: int | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 8
+    gamma_max: int = 8
+    rollout_stride: int = 8
+    timings: bool = True
+    timing_repeats: int = 5
+    device: DeviceChoice = "auto"
+    dtype: DtypeChoice = "auto"
+    command: str = "calibration.job.calibrate"
+
+    def __post_init__(self) -> None:
+        """Check the values; `CalibrationError` names every fault."""
+        least = {"max_new_tokens": 1, "batch_size": 1, "gamma_max": 1, "timing_repeats": 1, "rollout_stride": 0}
+        least["seed"] = 0
+        faults = [
+            f"{k}: must be >= {low}, got {getattr(self, k)}" for k, low in least.items() if getattr(self, k) < low
+        ]
+        if not 0 <= self.temperature < float("inf"):
+            faults.append(f"temperature: must be >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            faults.append(f"top_p: must lie in (0, 1], got {self.top_p}")
+        elif self.temperature == 0 and self.top_p != 1:
+            faults.append(f"top_p: must be 1 where temperature is 0 (greedy), got {self.top_p}")
+        if not self.drafters:
+            faults.append("drafters: must name at least one, got none")
+        if len(set(self.drafters)) != len(self.drafters):
+            faults.append(f"drafters: must be unique, got {', '.join(self.drafters)}")
+        if faults:
+            raise CalibrationError("\n".join(faults))
+
+    @property
+    def decoding(self) -> DecodingInfo:
+        """How the verifier writes, as the manifest has it."""
+        return DecodingInfo(
+            mode="sampled" if self.temperature > 0 else "greedy",
+            temperature=float(self.temperature),
+            top_p=float(self.top_p),
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+def calibrate(settings: CalibrationSettings, out: str | Path, progress: Progress | None = None) -> TraceSet:
+    """Record the TraceSet that `settings` describe into the folder `out`; give it.
+
+    ``progress(stage, done, total)`` is called for the stages "download ..." and "convert ..." (first use of a
+    published verifier), "record" (prompts) and "time steps". The same settings and seed on the same machine give the
+    same tables, timings apart, whether interrupted or not.
+
+    Raises:
+        CalibrationError: a setting, model or prompt cannot be used; `out` holds other files; ``<out>.partial`` holds
+            a job with other settings.
+        MissingExtraError: the extra ``calibration`` is not installed.
+    """
+    for module in ("torch", "transformers"):
+        require(module)
+    from calibration.drafters import build_drafter, parse_drafter
+
+    target = Path(out)
+    _check_target(target)
+    specs = [parse_drafter(text) for text in settings.drafters]
+    files = _prompt_files(settings)
+    verifier = load_verifier(settings.verifier, device=settings.device, dtype=settings.dtype, progress=progress)
+    drafters = [build_drafter(spec, verifier) for spec in specs]
+    requests = _requests(files, verifier, settings)
+    partial = Partial.open(target.with_name(target.name + ".partial"), _identity(settings, files, verifier))
+    shards = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
+    _record_shards(settings, verifier, drafters, shards, partial, progress)
+    tables = partial.tables(len(shards))
+    if settings.timings:
+        tables["timings"] = _timings(verifier, drafters, settings.timing_repeats, progress)
+    manifest = _manifest(settings, files, verifier, drafters, partial.facts(len(shards)))
+    TraceSet.build(manifest, tables).write(target)
+    partial.remove()
+    return TraceSet.read(target)
+
+
+def record_timings(
+    folder: str | Path,
+    *,
+    verifier: str,
+    repeats: int = 5,
+    device: DeviceChoice = "auto",
+    dtype: DtypeChoice = "auto",
+    progress: Progress | None = None,
+) -> TraceSet:
+    """Take the step times of the TraceSet in `folder` anew, leaving its other tables as they are; give the new set.
+
+    `verifier` is the name under which it can be loaded. `CalibrationError` where the set was recorded with another
+    model or device.
+    """
+    require("torch")
+    from calibration.drafters import build_drafter, parse_drafter
+    from calibration.surroundings import device_info
+
+    old = TraceSet.read(folder)
+    loaded = load_verifier(verifier, device=device, dtype=dtype, progress=progress)
+    here = device_info(loaded.device)
+    if loaded.info != old.manifest.verifier:
+        raise CalibrationError(f"verifier: must be {old.manifest.verifier}, got {loaded.info}")
+    if (here.name, here.kind) != (old.manifest.device.name, old.manifest.device.kind):
+        raise CalibrationError(f"device: must be {old.manifest.device.name}, got {here.name}")
+    drafters = [build_drafter(parse_drafter(name), loaded) for name in old.manifest.drafter_names]
+    timings = _timings(loaded, drafters, repeats, progress)
+    manifest = old.manifest.model_copy(update={"device": here, "tables": {}})
+    new = replace(old, manifest=manifest, timings=timings)
+    TraceSet.build(manifest, {name: getattr(new, name) for name in ("sequences", "positions", "rollouts", "timings")})
+    new.write(folder)
+    return TraceSet.read(folder)
+
+
+def _check_target(target: Path) -> None:
+    """Refuse a folder that could not be written at the end, before hours are spent."""
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "manifest.json").is_file()):
+        raise CalibrationError(f"{target}: must be new, empty or an older TraceSet; it holds something else")
+
+
+def _prompt_files(settings: CalibrationSettings) -> tuple[PromptFile, ...]:
+    if settings.prompt_file is None:
+        return load_prompts(settings.domains, settings.limit_per_domain)
+    return read_prompt_file(settings.prompt_file, settings.domains, settings.limit_per_domain)
+
+
+def _requests(files: Sequence[PromptFile], verifier: Verifier, settings: CalibrationSettings) -> list[Request]:
+    """Encode every prompt; `CalibrationError` for one that the model's context cannot hold."""
+    from calibration.record import Request
+
+    limit = getattr(verifier.model.config, "max_position_embeddings", None)
+    requests = []
+    for prompt in (prompt for file in files for prompt in file.prompts):
+        ids = verifier.encode(prompt.text)
+        if not ids or (limit is not None and len(ids) + settings.max_new_tokens > limit):
+            rule = f"must have 1 to {limit} tokens with max_new_tokens = {settings.max_new_tokens}"
+            raise CalibrationError(f"prompt '{prompt.id}': {rule}, got {len(ids)}")
+        requests.append(Request(prompt.id, prompt.domain, tuple(ids)))
+    return requests
+
+
+def _identity(settings: CalibrationSettings, files: Sequence[PromptFile], verifier: Verifier) -> dict[str, Any]:
+    """Everything that decides what the shards hold; a job goes on only where all of it is the same."""
+    chosen = {key: value for key, value in asdict(settings).items() if key not in _NOT_IDENTITY}
+    chosen["prompts"] = [[file.name, file.sha256, len(file.prompts)] for file in files]
+    chosen["model"] = verifier.info.model_dump()
+    chosen["device_kind"] = verifier.device.type
+    return chosen
+
+
+def _record_shards(
+    settings: CalibrationSettings,
+    verifier: Verifier,
+    drafters: Sequence[Drafter],
+    shards: Sequence[Sequence[Request]],
+    partial: Partial,
+    progress: Progress | None,
+) -> None:
+    """Generate and record every shard that `partial` does not hold yet; each has random numbers of its own."""
+    from calibration.generate import generate
+    from calibration.record import record
+    from calibration.sampling import generator_for
+
+    done, total = 0, sum(len(shard) for shard in shards)
+    for number, shard in enumerate(shards):
+        if progress:
+            progress("record", done, total)
+        done += len(shard)
+        if partial.has(number):
+            continue
+        generator = generator_for(verifier.device, settings.seed, number)
+        prompts = [request.prompt_ids for request in shard]
+        decoding, end_ids = settings.decoding, verifier.end_ids
+        outputs = generate(verifier.model, prompts, decoding, settings.max_new_tokens, end_ids, generator)
+        recording = record(
+            verifier.model,
+            drafters,
+            shard,
+            outputs,
+            decoding,
+            generator,
+            gamma_max=settings.gamma_max,
+            rollout_stride=settings.rollout_stride,
+        )
+        partial.put(number, recording.tables, {"tokens": recording.tokens, "disagreements": recording.disagreements})
+    if progress:
+        progress("record", total, total)
+
+
+def _timings(verifier: Verifier, drafters: Sequence[Drafter], repeats: int, progress: Progress | None) -> Any:
+    from calibration.timing import TimingGrid, measure
+
+    grid = TimingGrid(repeats=repeats)
+    return make_table("timings", measure(verifier.info.name, verifier.model, drafters, grid, progress))
+
+
+def _manifest(
+    settings: CalibrationSettings,
+    files: Sequence[PromptFile],
+    verifier: Verifier,
+    drafters: Sequence[Drafter],
+    facts: dict[str, int],
+) -> Manifest:
+    from calibration.surroundings import device_info, paceline_version, software_versions
+
+    sources = [
+        PromptSource(name=file.name, sha256=file.sha256, domain=file.domain, prompts=len(file.prompts))
+        for file in files
+    ]
+    return Manifest(
+        paceline_version=paceline_version(),
+        kind="recorded",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=settings.command,
+        seed=settings.seed,
+        verifier=verifier.info,
+        drafters=tuple(d.info for d in drafters),
+        decoding=settings.decoding,
+        device=device_info(verifier.device),
+        software=software_versions(),
+        prompts=tuple(sources),
+        notes=tuple(_notes(settings, verifier, facts)),
+    )
+
+
+def _notes(settings: CalibrationSettings, verifier: Verifier, facts: dict[str, int]) -> list[str]:
+    """What a reader must know beyond the fields of the manifest."""
+    greedy = settings.decoding.mode == "greedy"
+    notes = [verifier.provenance] if verifier.provenance else []
+    wrong, tokens = facts["disagreements"], facts["tokens"]
+    notes.append(f"rounding: the teacher-forced pass disagrees with {wrong} of {tokens} generated tokens")
+    notes.append(
+        "confidence, entropy and overlap: of the unmodified distributions (temperature 1)"
+        if greedy
+        else "confidence, entropy and overlap: of the distributions after temperature and top-p"
+    )
+    if settings.rollout_stride:
+        kind = "greedy" if greedy else "sampled, one per start"
+        steps = f"{settings.gamma_max} steps from every {settings.rollout_stride}th position on"
+        notes.append(f"rollouts: the drafter's own free run ({kind}), {steps}")
+    return notes

@@ -1,0 +1,135 @@
+"""The teacher-forced pass: verifier and drafters read the same text side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calibration.lane import Lane, pad_left, pad_right
+from calibration.sampling import choose, entropy, processed
+from calibration.traces.manifest import DecodingInfo
+
+CHUNK = 64
+"""Output positions whose logits are held at once: rows x CHUNK x vocabulary floats per model."""
+
+Stats = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Reading:
+    """What a batch's text looks like to every model, per row and output position t: arrays [rows, positions].
+
+    verifier: ``match`` (largest logit is x_t), ``probability`` p(x_t), ``confidence``, ``entropy``.
+    drafters: ``match``, ``accept`` = min(1, q(x_t)/p(x_t)), ``rank`` of x_t (0 first), ``confidence``, ``entropy``,
+    ``overlap`` = sum of min(p, q), and ``drafted``, the token that a draft from t begins with.
+    mass: p of one given token per position, for each name in `given` of `read_together`; 0 where there is none.
+    lanes: the drafters' caches over the text, with x_i in column ``origin`` + i.
+    """
+
+    origin: int
+    prompt_tokens: Tensor
+    lanes: dict[str, Lane]
+    verifier: Stats = field(default_factory=dict)
+    drafters: dict[str, Stats] = field(default_factory=dict)
+    mass: Stats = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def read_together(
+    verifier: Any,
+    drafters: Mapping[str, Any],
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[Sequence[int]],
+    decoding: DecodingInfo,
+    generator: torch.Generator,
+    given: Mapping[str, Tensor] | None = None,
+) -> Reading:
+    """Feed prompt + output to `verifier` and to every model of `drafters` (by name); give a `Reading`.
+
+    Columns are aligned so that the logits which predict x_t stand in one column for all rows. Distributions are those
+    of `calibration.sampling.processed`. `given`: token ids [rows, positions], -1 for none.
+    """
+    device: torch.device = verifier.device
+    head, head_real = pad_left([row[:-1] for row in prompts], device)
+    body, body_real = pad_right([(row[-1], *out[:-1]) for row, out in zip(prompts, outputs, strict=True)], device)
+    emitted, _ = pad_right(outputs, device)
+    writer = Lane(verifier, len(prompts))
+    lanes = {name: Lane(model, len(prompts)) for name, model in drafters.items()}
+    if head.shape[1]:
+        for lane in (writer, *lanes.values()):
+            lane.feed(head, head_real, last=1)
+    verifier_parts: list[dict[str, Tensor]] = []
+    parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in drafters}
+    masses: dict[str, list[Tensor]] = {name: [] for name in given or {}}
+    for start in range(0, body.shape[1], CHUNK):
+        cols = slice(start, start + CHUNK)
+        token = emitted[:, cols]
+        logits = writer.feed(body[:, cols], body_real[:, cols])
+        p = processed(logits, decoding)
+        verifier_parts.append(_verifier_stats(logits, p, token))
+        for name, tokens in (given or {}).items():
+            masses[name].append(_mass(p, tokens[:, cols].to(device)))
+        for name, lane in lanes.items():
+            logits = lane.feed(body[:, cols], body_real[:, cols])
+            parts[name].append(_drafter_stats(logits, p, token, decoding, generator))
+    lengths = torch.tensor([len(row) for row in prompts], device=device)
+    return Reading(
+        origin=head.shape[1] + 1,
+        prompt_tokens=lengths,
+        lanes=lanes,
+        verifier=_join(verifier_parts),
+        drafters={name: _join(chunks) for name, chunks in parts.items()},
+        mass={name: torch.cat(chunks, 1).cpu().numpy() for name, chunks in masses.items()},
+    )
+
+
+def _at(values: Tensor, token: Tensor) -> Tensor:
+    """Pick `values` [..., vocabulary] at `token` [...]."""
+    return values.gather(-1, token[..., None])[..., 0]
+
+
+def _mass(p: Tensor, token: Tensor) -> Tensor:
+    return torch.where(token >= 0, _at(p, token.clamp(min=0)), 0.0)
+
+
+def _verifier_stats(logits: Tensor, p: Tensor, token: Tensor) -> dict[str, Tensor]:
+    return {
+        "match": logits.argmax(-1) == token,
+        "probability": _at(p, token),
+        "confidence": p.amax(-1),
+        "entropy": entropy(p),
+    }
+
+
+def _drafter_stats(
+    logits: Tensor, p: Tensor, token: Tensor, decoding: DecodingInfo, generator: torch.Generator
+) -> dict[str, Tensor]:
+    q = processed(logits, decoding)
+    p_token, q_token = _at(p, token), _at(q, token)
+    # p(x_t) is 0 only by rounding between two passes; the limit p -> 0 is then taken.
+    ratio = torch.where(p_token > 0, q_token / p_token, (q_token > 0).float())
+    return {
+        "match": logits.argmax(-1) == token,
+        "accept": ratio.clamp(max=1.0),
+        "rank": (logits > _at(logits, token)[..., None]).sum(-1),
+        "confidence": q.amax(-1),
+        "entropy": entropy(q),
+        "overlap": torch.minimum(p, q).sum(-1).clamp(max=1.0),
+        "drafted": choose(logits, decoding, generator),
+    }
+
+
+def _join(parts: list[dict[str, Tensor]]) -> Stats:
+    return {key: torch.cat([part[key] for part in parts], 1).cpu().numpy() for key in parts[0]}
+
+
+def run_lengths(match: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Give, for each position of `match` [positions], how many ones follow from there on."""
+    stops = np.where(match, len(match), np.arange(len(match)))
+    return (np.minimum.accumulate(stops[::-1])[::-1] - np.arange(len(match))).astype(np.int32)

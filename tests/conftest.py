@@ -1,0 +1,26 @@
+"""Fixtures shared by all tests. torch is imported inside, so that the other tests do not pay for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from calibration.models import Verifier
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Verifier:
+    """The real verifier on the CPU in float32; downloaded and converted on the first use ever, never skipped."""
+    from calibration.models import load_verifier
+
+    return load_verifier("smollm2-135m", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Verifier:
+    """A random four-layer verifier in float64, where rounding cannot turn a choice."""
+    from tiny import tiny_verifier
+
+    return tiny_verifier(1)

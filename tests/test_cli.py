@@ -1,0 +1,229 @@
+"""The command line, driven as a user drives it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import iid_traces
+from click.testing import CliRunner, Result
+
+import paceline
+
+HEAVY = (
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "rich",
+    "simpy",
+    "statsmodels",
+    "seaborn",
+    "torch",
+    "typst",
+)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(paceline.main, list(arguments))
+
+
+def python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **options)
+
+
+def test_help_imports_nothing_heavy_and_is_instant() -> None:
+    code = (
+        "import sys, paceline\n"
+        "try: paceline.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    done = python(code)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        python(code)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize("command", [[], ["traces"], ["traces", "import"], ["simulate"], ["calibrate"], ["demo"]])
+def test_every_command_explains_itself(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_public_names_are_what_they_say() -> None:
+    for name in paceline.__all__:
+        assert getattr(paceline, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = paceline.nonsense
+
+
+@pytest.mark.parametrize("package", ["calibration", "simulator", "analysis", "reports"])
+def test_packages_import_without_torch(package: str) -> None:
+    code = (
+        f"import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; import {package}; print('ok')"
+    )
+    assert python(code).stdout == "ok\n"
+
+
+def test_import_arrows_point_one_way() -> None:
+    for package, above in {
+        "calibration": ("simulator", "analysis", "reports"),
+        "simulator": ("analysis", "reports"),
+        "analysis": ("reports",),
+    }.items():
+        code = f"import sys, {package}; print(sorted(set({above!r}) & set(sys.modules)))"
+        assert python(code).stdout == "[]\n"
+
+
+def test_a_missing_extra_says_which_command_brings_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; import paceline\n"
+        "paceline.main(['calibrate', 'smollm2-135m', '--drafter', 'exit-16', '--out', 'traces'])"
+    )
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pip install 'paceline[calibration]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(1)
+    return iid_traces(0.7, rng, sequences=6, output_tokens=40, domains=("chat", "code")).write(tmp_path / "set")
+
+
+def test_traces_show_and_validate(folder: Path) -> None:
+    shown = run("traces", "show", str(folder))
+    assert shown.exit_code == 0, shown.output
+    for word in ("verifier", "drafter", "chat", "code", "token match", "greedy"):
+        assert word in shown.output
+    checked = run("traces", "validate", str(folder))
+    assert checked.exit_code == 0
+    assert "keeps the contract (6 sequences, 240 positions, 0 rollouts, 0 timings)" in checked.output
+
+
+def test_broken_and_missing_traces_are_one_line(folder: Path) -> None:
+    (folder / "positions.parquet").write_bytes(b"PAR1")
+    result = run("traces", "validate", str(folder))
+    assert result.exit_code == 1
+    assert "positions.parquet: not a readable Parquet file" in result.output
+    assert "Traceback" not in result.output
+    result = run("traces", "show", "smolm2-135m-cpu-greedy")
+    assert result.exit_code == 1
+    assert "did you mean 'smollm2-135m-cpu-greedy'?" in result.output
+
+
+def test_a_mistyped_command_is_corrected() -> None:
+    result = run("traces", "valdate", "x")
+    assert result.exit_code == 2
+    assert "validate" in result.output
+
+
+REQUESTS = [
+    {
+        "id": str(i),
+        "prompt_token_ids": list(range(1, 9)),
+        "generated_token_ids": list(range(20, 40)),
+        "acc_eagle": {"acc_len": [3, 2, 1] * 6 + [2, 1]},
+        "acc_ngram": {"acc_len": [1] * 20},
+    }
+    for i in range(4)
+]
+
+SCENARIO = """
+name = "imported"
+seed = 3
+[traces]
+path = "traces"
+[drafter]
+name = "eagle"
+[stopping]
+policy = "fixed"
+draft_tokens = 2
+[engine]
+max_num_seqs = 2
+[workload]
+kind = "closed"
+concurrency = 2
+"""
+
+
+@pytest.fixture
+def imported(tmp_path: Path) -> Path:
+    source = tmp_path / "combined_talk.jsonl"
+    source.write_text("\n".join(json.dumps(r) for r in REQUESTS))
+    result = run(
+        *("traces", "import", "specdecode-bench", str(source), "--out", str(tmp_path / "traces")),
+        *("--verifier-cost", "0.005,0.00002,0", "--drafter-cost", "eagle=0.002,0,0,per_round"),
+        *("--drafter-cost", "ngram=0.006", "--overhead", "0.001", "--cost-source", "a public table"),
+    )
+    assert result.exit_code == 0, result.output
+    return tmp_path
+
+
+def test_import_then_simulate_by_the_imported_prices(imported: Path) -> None:
+    (imported / "scenario.toml").write_text(SCENARIO)
+    result = run("simulate", str(imported / "scenario.toml"), "--out", str(imported / "run"))
+    assert result.exit_code == 0, result.output
+    summary = json.loads((imported / "run" / "summary.json").read_text())
+    assert summary["completed"] == 4
+    assert summary["total_output_tokens"] == 80
+    assert {p.name for p in (imported / "run").iterdir()} == {
+        "scenario.toml",
+        "summary.json",
+        "requests.parquet",
+        "iterations.parquet",
+    }
+    # Two batches of two equal requests: a prefill of 16 prompt tokens, then rounds of 6 verified tokens, walked by
+    # hand through acc_len 3 2 1 3 2 1 ... from position 1 on with at most 3 tokens emitted a round.
+    emitted = [3, 2, 1] * 6 + [2, 1]
+    t, rounds = 1, 0
+    while t < 20:
+        t, rounds = t + min(emitted[t], 3), rounds + 1
+    prefill = 0.005 + 16 * 0.00002 + 0.001
+    round_s = 0.002 + 0.005 + 6 * 0.00002 + 0.001
+    assert summary["duration"] == pytest.approx(2 * (prefill + rounds * round_s), rel=1e-9)
+
+
+def test_every_fault_of_a_scenario_is_told_at_once(imported: Path) -> None:
+    bad = SCENARIO.replace('policy = "fixed"', 'policy = "fixd"').replace("concurrency = 2", "concurency = 2")
+    (imported / "bad.toml").write_text(bad.replace("max_num_seqs = 2", "max_num_seqs = 0"))
+    result = run("simulate", str(imported / "bad.toml"), "--out", str(imported / "run"))
+    assert result.exit_code == 1
+    for words in ("did you mean 'fixed'?", "did you mean 'concurrency'?", "max_num_seqs", "bad.toml"):
+        assert words in result.output, result.output
+    assert "Traceback" not in result.output
+    assert not (imported / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verifier-cost", "1,2"], "must be 3 number(s)"),
+        (["--verifier-cost", "1,-2,3"], "must be 3 number(s) >= 0"),
+        (["--drafter-cost", "eagle=1,2,3"], "need --verifier-cost"),
+        (["--verifier-cost", "1,0,0", "--drafter-cost", "eagle"], "must be NAME="),
+        (["--alignment", "publishd"], "published"),
+    ],
+)
+def test_bad_prices_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    source = tmp_path / "combined_talk.jsonl"
+    source.write_text(json.dumps(REQUESTS[0]))
+    result = run("traces", "import", "specdecode-bench", str(source), "--out", str(tmp_path / "t"), *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "t").exists()
