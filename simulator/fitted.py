@@ -1,0 +1,221 @@
+"""Step costs fitted to measured timings, with the error they make on what they did not see."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from calibration.errors import CostError
+
+FloatArray = NDArray[np.float64]
+_DIGITS = 9
+"""Significant digits kept of a coefficient: more would differ between linear-algebra libraries."""
+_HELD_OUT_CELLS = 4
+"""Fewest cells from which one can be left out."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Measured steps, one per configuration: the median over its repeats. Token counts are per sequence."""
+
+    batch: FloatArray
+    new_tokens: FloatArray
+    context_tokens: FloatArray
+    seconds: FloatArray
+    repeats: FloatArray
+
+    def __len__(self) -> int:
+        """Give the number of configurations."""
+        return len(self.seconds)
+
+    def __getitem__(self, keep: Any) -> Cells:
+        """Give the cells that a mask keeps."""
+        return Cells(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
+
+
+class Range(NamedTuple):
+    """What was measured: totals of new tokens, largest batch, largest context per sequence."""
+
+    low_tokens: float
+    high_tokens: float
+    batch: float
+    context: float
+
+
+class Curve(NamedTuple):
+    """f at its knots (tokens, from 0 on; seconds), its slope beyond the last one, and the linear terms."""
+
+    knots: FloatArray
+    values: FloatArray
+    beyond_s: float
+    batch_s: float
+    context_s: float
+    wide_s: float
+
+    def seconds(self, batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
+        """Give the seconds of steps; see `FittedStep`."""
+        inside = np.interp(new_tokens, self.knots, self.values)
+        beyond = self.beyond_s * np.maximum(new_tokens - self.knots[-1], 0)
+        wide = self.wide_s * (new_tokens > batch)
+        return inside + beyond + self.batch_s * (batch - 1) + (self.context_s + wide) * context_tokens
+
+
+@dataclass(frozen=True)
+class FittedStep:
+    """Seconds of a step: f(N) + batch_s * (b - 1) + (context_s + wide_s * [N > b]) * C.
+
+    b sequences have N new and C cached tokens between them; [N > b]: some sequence has several new tokens, and
+    attention leaves the path made for one. f is piecewise linear between the measured N, f(0) >= 0, and never falls; no coefficient
+    is negative, so a step never gets cheaper by one more sequence, token or cached token. Beyond the largest N
+    measured f goes on with the steeper of its last slope and its mean slope. Coefficients minimise the squared
+    relative error over the cells (non-negative least squares).
+
+    Errors are mean and worst absolute relative errors; *held out*: each cell predicted by a fit to all the others
+    (missing below four cells).
+    """
+
+    model: str
+    operation: str
+    cells: Cells
+    curve: Curve
+    range: Range
+    error: float
+    held_out_error: float | None
+    held_out_worst: float | None
+
+    def step_seconds(self, batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
+        """Give seconds; arguments broadcast. Both token counts are sums over the batch."""
+        if type(new_tokens) is int and new_tokens < len(self._table):
+            # NOTE: an engine asks one step at a time; looking f up takes 0.1 us, interpolating 8 us.
+            _, _, _, batch_s, context_s, wide_s = self.curve
+            per_context_s = context_s + wide_s if new_tokens > batch else context_s
+            return self._table[new_tokens] + batch_s * (batch - 1) + per_context_s * context_tokens
+        return self.curve.seconds(batch, new_tokens, context_tokens)
+
+    @functools.cached_property
+    def _table(self) -> list[float]:
+        """The values of f at 0, 1, 2 ... up to its last knot."""
+        knots = self.curve.knots
+        values: list[float] = np.interp(np.arange(int(knots[-1]) + 1), knots, self.curve.values).tolist()
+        return values
+
+    def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
+        """Whether a step has more sequences, fewer or more new tokens, or longer contexts than any measured one.
+
+        Contexts shorter than the shortest measured one count as inside: the price is linear there and ends at a
+        context of zero.
+        """
+        low, high, largest, context = self.range
+        return new_tokens > high or new_tokens < low or batch > largest or context_tokens > batch * context
+
+    def describe(self) -> dict[str, Any]:
+        """Give the size and the range of the measurement and the errors of the fit."""
+        errors: dict[str, Any] = {"mean_error": self.error}
+        if self.held_out_error is not None:
+            errors |= {"held_out_mean_error": self.held_out_error, "held_out_worst_error": self.held_out_worst}
+        return {
+            "kind": "fitted",
+            "model": self.model,
+            "operation": self.operation,
+            "cells": len(self.cells),
+            **errors,
+            "measured_range": {
+                "batch": [int(self.cells.batch.min()), int(self.range.batch)],
+                "new_tokens_in_batch": [int(self.range.low_tokens), int(self.range.high_tokens)],
+                "context_tokens_per_sequence": [int(self.cells.context_tokens.min()), int(self.range.context)],
+            },
+        }
+
+
+def fit_step(timings: pa.Table, model: str, operation: str) -> FittedStep:
+    """Fit the cost of `operation` (``prefill``, ``verify`` or ``draft``) of `model` to a table of timings.
+
+    Raises `CostError` where no such step was timed.
+    """
+    cells = measured_cells(timings, model, operation)
+    if len(cells) == 0:
+        raise CostError(
+            f"timings.parquet: no {operation} step of '{model}' was timed, so costs of kind 'measured' cannot be "
+            "fitted; give kind = 'linear' with base_s, per_token_s and per_context_token_s instead"
+        )
+    packed = np.stack([getattr(cells, name) for name in Cells.__dataclass_fields__]).tobytes()
+    return _fit_packed(model, operation, packed)
+
+
+@functools.lru_cache(maxsize=64)
+def _fit_packed(model: str, operation: str, packed: bytes) -> FittedStep:
+    """Fit and cross-check; kept, because a study runs hundreds of simulations on the same timings."""
+    cells = Cells(*np.frombuffer(packed, dtype=np.float64).reshape(len(Cells.__dataclass_fields__), -1))
+    curve = _fit(cells)
+    held_out = _leave_one_out(cells) if len(cells) >= _HELD_OUT_CELLS else None
+    total = cells.batch * cells.new_tokens
+    return FittedStep(
+        model=model,
+        operation=operation,
+        cells=cells,
+        curve=curve,
+        range=Range(
+            float(total.min()), float(total.max()), float(cells.batch.max()), float(cells.context_tokens.max())
+        ),
+        error=_digits(np.mean(_relative(curve, cells)), 4),
+        held_out_error=None if held_out is None else _digits(np.mean(held_out), 4),
+        held_out_worst=None if held_out is None else _digits(np.max(held_out), 4),
+    )
+
+
+def measured_cells(timings: pa.Table, model: str, operation: str) -> Cells:
+    """Give the median seconds of every configuration of a chain step (tree steps are left out)."""
+    mine = pc.and_(pc.equal(timings["model"], model), pc.equal(timings["operation"], operation))
+    table = timings.filter(pc.and_(mine, pc.is_null(timings["tree_nodes"])))
+    keys = np.stack([table[name].to_numpy() for name in ("batch", "new_tokens", "context_tokens")], axis=1)
+    seconds = table["seconds"].to_numpy()
+    cells, cell, repeats = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    medians = [np.median(seconds[cell.ravel() == i]) for i in range(len(cells))]
+    batch, new_tokens, context = cells.T.astype(np.float64)
+    return Cells(batch, new_tokens, context, np.array(medians, dtype=np.float64), repeats.astype(np.float64))
+
+
+def _fit(cells: Cells) -> Curve:
+    """Solve for non-negative steps of f between knots and non-negative linear terms."""
+    from scipy.optimize import nnls
+
+    total, context = cells.batch * cells.new_tokens, cells.batch * cells.context_tokens
+    knots = np.concatenate(([0.0], np.unique(total)[1:]))
+    hinges = [np.clip(total, low, high) - low for low, high in itertools.pairwise(knots)]
+    columns = [np.ones_like(total), *hinges, context]
+    # With one number of new tokens only, these two say what other columns say.
+    if len(np.unique(cells.new_tokens)) > 1:
+        columns.append(cells.batch - 1)
+        if cells.new_tokens.min() == 1:
+            columns.append(context * (cells.new_tokens > 1))
+    # Columns of very different size would spoil the conditioning.
+    scale = np.array([max(float(column.max()), 1.0) for column in columns])
+    weighted = np.stack(columns, axis=1) / scale / cells.seconds[:, None]
+    solution = np.array([_digits(x) for x in nnls(weighted, np.ones_like(total))[0] / scale])
+    first, slopes, linear = solution[0], solution[1 : len(knots)], solution[len(knots) :].tolist()
+    values = first + np.concatenate(([0.0], np.cumsum(slopes * np.diff(knots))))
+    beyond = max(float(slopes[-1]), float(values[-1] - values[0]) / float(knots[-1])) if len(slopes) else 0.0
+    context_s, batch_s, wide_s = linear + [0.0] * (3 - len(linear))
+    return Curve(knots, values, beyond, batch_s, context_s, wide_s)
+
+
+def _relative(curve: Curve, cells: Cells) -> FloatArray:
+    predicted = curve.seconds(cells.batch, cells.batch * cells.new_tokens, cells.batch * cells.context_tokens)
+    return np.asarray(np.abs(predicted / cells.seconds - 1), dtype=np.float64)
+
+
+def _leave_one_out(cells: Cells) -> FloatArray:
+    """Give the relative error on each cell of the fit to all the others."""
+    index = np.arange(len(cells))
+    return np.concatenate([_relative(_fit(cells[index != i]), cells[index == i]) for i in index])
+
+
+def _digits(value: Any, digits: int = _DIGITS) -> float:
+    return float(f"{float(value):.{digits}g}")
