@@ -1,0 +1,220 @@
+"""Run the simulator over drafters, draft lengths and batch sizes, on several processes.
+
+Results do not depend on the number of workers: every cell carries its own seed and shares nothing, and the results
+come back in the order of the grid.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from calibration.errors import ExtrapolationWarning, PacelineWarning, ReplayError
+from calibration.traces import TraceSet
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+EXTRAPOLATED_SHARE = 0.01
+"""A run with more than this share of iterations outside the measured range is labelled extrapolated."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One simulation: a drafter at a draft length (0: no speculation) and a batch size kept full.
+
+    A cell without speculation names a drafter too: it serves the requests that were recorded with it.
+    """
+
+    drafter: str
+    draft_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """What one simulation gives: per request of the TraceSet, in its order, and in total.
+
+    Requests that were not recorded with the drafter hold zeros. ``warnings`` are what the simulator said.
+    ``engine_seconds`` is the time of engine iterations attributed to each request; ``draft_s`` to ``overhead_s``
+    divide the time of the whole run. ``extrapolated_share`` is the share of iterations priced outside the
+    measured range.
+    """
+
+    drafter: str
+    draft_tokens: int
+    batch: int
+    output_tokens: NDArray[np.float64]
+    engine_seconds: NDArray[np.float64]
+    rounds: NDArray[np.float64]
+    prefill_s: float
+    draft_s: float
+    verify_s: float
+    overhead_s: float
+    extrapolated_share: float
+    warnings: tuple[str, ...]
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether the label of every number from this run must be *extrapolated*."""
+        return self.extrapolated_share > EXTRAPOLATED_SHARE
+
+    @property
+    def throughput(self) -> float:
+        """Output tokens per second of engine time."""
+        return float(self.output_tokens.sum() / self.engine_seconds.sum())
+
+
+def baselines(traces: TraceSet) -> dict[str, str]:
+    """Give, per drafter, the drafter whose plain runs serve the same requests: the first one with the same set."""
+    first: dict[frozenset[str], str] = {}
+    found = {}
+    for name in traces.manifest.drafter_names:
+        found[name] = first.setdefault(requests_of(traces, name), name)
+    return found
+
+
+def grid_cells(traces: TraceSet, draft_tokens: Sequence[int], batches: Sequence[int]) -> list[Cell]:
+    """List the cells: each plain baseline once per batch size, then every drafter at the lengths it can replay."""
+    cells = [Cell(name, 0, b) for name in dict.fromkeys(baselines(traces).values()) for b in batches]
+    for info in traces.manifest.drafters:
+        allowed = [k for k in draft_tokens if info.max_draft_tokens is None or k <= info.max_draft_tokens]
+        cells += [Cell(info.name, k, batch) for k in allowed for batch in batches]
+    return cells
+
+
+def requests_of(traces: TraceSet, drafter: str) -> frozenset[str]:
+    """Ids of the sequences that were recorded with `drafter`."""
+    mine = pc.equal(traces.positions["drafter"], drafter)
+    return frozenset(pc.unique(traces.positions["sequence_id"].filter(mine)).to_pylist())
+
+
+def run_grid(
+    traces: TraceSet,
+    cells: Sequence[Cell],
+    *,
+    costs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> list[CellRun]:
+    """Simulate every cell; give the runs in the order of `cells`.
+
+    `costs` is the ``costs`` table of a scenario; what it leaves out comes from the TraceSet.
+    """
+    prices = dict(costs or {})
+    report = progress or (lambda done, total: None)
+    if workers <= 1:
+        runs = []
+        for cell in cells:
+            runs.append(run_cell(traces, cell, prices, seed))
+            report(len(runs), len(cells))
+        return runs
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(traces, prices, seed))
+    try:
+        # Long runs (small batches) first, so that no worker is left alone with one at the end.
+        order = sorted(range(len(cells)), key=lambda i: cells[i].batch)
+        futures = {pool.submit(_run_prepared, cells[i]): i for i in order}
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            report(len(futures) - len(pending), len(futures))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    by_cell = {index: future.result() for future, index in futures.items()}
+    return [by_cell[index] for index in range(len(cells))]
+
+
+def run_cell(traces: TraceSet, cell: Cell, costs: Mapping[str, Any], seed: int) -> CellRun:
+    """Simulate one cell: every request of `traces` once, in a batch kept full."""
+    from simulator import Scenario, simulate
+
+    speculate = {"policy": "fixed", "draft_tokens": cell.draft_tokens}
+    scenario = Scenario.model_validate(
+        {
+            "name": f"{cell.drafter} draft {cell.draft_tokens} batch {cell.batch}",
+            "seed": seed,
+            "traces": {"path": "."},
+            "drafter": {"name": cell.drafter},
+            "stopping": speculate if cell.draft_tokens else {"policy": "none"},
+            "engine": {"max_num_seqs": cell.batch},
+            "workload": {"kind": "closed", "concurrency": cell.batch, "keep_full": True},
+            "costs": dict(costs),
+        }
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PacelineWarning)
+        result = simulate(scenario, traces=traces)
+    said = []
+    for warning in caught:
+        if issubclass(warning.category, ExtrapolationWarning):
+            continue  # every run carries its share of extrapolated iterations
+        if issubclass(warning.category, PacelineWarning):
+            said.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return _summarise(traces, cell, result.requests, result.summary, tuple(said))
+
+
+def _summarise(
+    traces: TraceSet, cell: Cell, requests: pa.Table, summary: Mapping[str, Any], said: tuple[str, ...]
+) -> CellRun:
+    """Put the counted requests in the order of the TraceSet; each recorded one must be there exactly once."""
+    ids = traces.sequences["sequence_id"].combine_chunks()
+    counted = requests.filter(requests["counted"])
+    row = np.asarray(pc.index_in(counted["sequence_id"], value_set=ids).to_numpy(zero_copy_only=False))
+    recorded = requests_of(traces, cell.drafter)
+    if len(set(row.tolist())) != len(row) or len(row) != len(recorded):
+        raise ReplayError(
+            f"simulation of {cell}: every recorded request must be counted once, "
+            f"got {len(row)} counted requests for {len(recorded)} recorded"
+        )
+
+    def column(name: str) -> NDArray[np.float64]:
+        values = np.zeros(len(ids))
+        values[row] = counted[name].to_numpy(zero_copy_only=False)
+        return values
+
+    return CellRun(
+        cell.drafter,
+        cell.draft_tokens,
+        cell.batch,
+        output_tokens=column("output_tokens"),
+        engine_seconds=column("engine_seconds"),
+        rounds=column("rounds"),
+        prefill_s=float(summary["prefill_s"]),
+        draft_s=float(summary["draft_s"]),
+        verify_s=float(summary["verify_s"]),
+        overhead_s=float(summary["overhead_s"]),
+        extrapolated_share=float(summary["extrapolated_iterations"]) / max(1, int(summary["iterations"])),
+        warnings=said,
+    )
+
+
+_prepared: tuple[TraceSet, dict[str, Any], int] | None = None
+"""What a worker process keeps between cells: sent once, not with every cell."""
+
+
+def _prepare(traces: TraceSet, costs: dict[str, Any], seed: int) -> None:
+    global _prepared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers Ctrl-C
+    _prepared = (traces, costs, seed)
+
+
+def _run_prepared(cell: Cell) -> CellRun:
+    assert _prepared is not None
+    traces, costs, seed = _prepared
+    return run_cell(traces, cell, costs, seed)

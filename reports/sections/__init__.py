@@ -1,0 +1,49 @@
+"""The report from findings to sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from analysis.findings import Findings
+from reports import answer
+from reports.document import Document, Figure, Section
+from reports.figures import Drawing
+from reports.sections.acceptance import acceptance, depth
+from reports.sections.costs import costs
+from reports.sections.front import summary
+from reports.sections.limits import limits
+from reports.sections.provenance import provenance
+from reports.sections.speedup import speedup
+from reports.text import breakable, short
+
+__all__ = ["compose"]
+
+
+def compose(findings: Findings, drawings: Mapping[str, Drawing]) -> Document:
+    """Arrange the whole report."""
+    facts = findings.provenance
+    date = facts.created[:10]
+    year, month, day = (int(part) for part in date.split("-"))
+    verifier = breakable(facts.models[0].name)
+    return Document(
+        title="Does speculative decoding pay?",
+        kicker="paceline report",
+        subtitle=f"{verifier} with {answer.number(len(findings.drafters))} drafters on {breakable(facts.device)}; "
+        f"{facts.decoding}; recorded {date}.",
+        running=f"Does speculative decoding pay? {short(facts.models[0].name)} on {short(facts.device, 40)}",
+        footer=f"[measured] recorded, then replayed   [simulated] served in SimPy, costs {findings.cost_source}",
+        date=date,
+        created=(year, month, day),
+        question=answer.question(findings),
+        verdict=answer.verdict(findings),
+        answer=tuple(answer.explanation(findings)),
+        front=(summary(findings), Figure.of(drawings["speedup-by-batch"])),
+        sections=(
+            Section("Where the numbers come from", provenance(findings)),
+            Section("Acceptance by domain and drafter", acceptance(findings, drawings)),
+            Section("Acceptance by depth, and the constant-rate formula", depth(findings, drawings)),
+            Section("The speed-up map", speedup(findings, drawings)),
+            Section("Where the time goes, and how well it is known", costs(findings, drawings)),
+            Section("Limits of validity", (limits(findings),)),
+        ),
+    )

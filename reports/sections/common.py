@@ -1,0 +1,31 @@
+"""Look-ups that several sections share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis.acceptance import AcceptanceRow, DepthPoint
+from analysis.findings import Findings
+
+_COLUMNS = 6
+"""Drafters side by side in one table; more go into the next one."""
+
+
+def acceptance_row(findings: Findings, drafter: str, domain: str | None, k: int) -> AcceptanceRow:
+    return next(r for r in findings.acceptance if (r.drafter, r.domain, r.draft_tokens) == (drafter, domain, k))
+
+
+def depth_point(findings: Findings, drafter: str, depth: int) -> DepthPoint:
+    return next(p for p in findings.depth if (p.drafter, p.domain, p.depth) == (drafter, None, depth))
+
+
+def request_count(findings: Findings) -> int:
+    return sum(findings.sizes.requests.values())
+
+
+def measured_label(findings: Findings) -> str:
+    return f"[measured; n = {request_count(findings)} requests]"
+
+
+def chunks(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[i : i + _COLUMNS] for i in range(0, len(names), _COLUMNS)]

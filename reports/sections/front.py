@@ -1,0 +1,56 @@
+"""The table of page one."""
+
+from __future__ import annotations
+
+from analysis.findings import Findings
+from analysis.speedup import Crossover
+from reports import answer
+from reports.document import Table, table
+from reports.sections.common import acceptance_row, request_count
+from reports.text import estimate, short, sim_label
+
+
+def summary(findings: Findings) -> Table:
+    head = findings.answer.headline
+    k = findings.reference_draft_tokens
+    size = findings.provenance.models[0].parameters
+    rows = []
+    for model in findings.provenance.models[1:]:
+        best = answer.best_at(findings, model.name, head.batch)
+        if best is None:
+            continue
+        got = answer.cell(findings, best)
+        accepted = acceptance_row(findings, model.name, None, k).accepted_per_drafted.value
+        crossover = next(c for c in findings.crossovers if c.drafter == model.name and c.domain is None)
+        stops = (
+            "never"
+            if crossover.last_paying is None
+            else (f"{crossover.last_paying}" if crossover.first_not_paying else f"{crossover.last_paying} or more")
+        )
+        relative = "?" if model.parameters is None or not size else f"{model.parameters / size:.2f}"
+        rows.append(
+            (
+                short(model.name),
+                relative,
+                "\u2014" if accepted is None else f"{accepted:.2f}",
+                f"{best.speculative_tokens}",
+                estimate(best.speedup),
+                _plain(got.tokens_per_round),
+                _plain(got.break_even_tokens),
+                stops,
+            )
+        )
+    return table(
+        f"Every drafter at batch {head.batch}, all domains: its size relative to the verifier, accepted per "
+        f"drafted at draft length {k}, its best draft length, the speed-up there with its 95% interval, tokens "
+        "per round (bonus included) obtained and needed to break even, and the largest batch up to which it "
+        f"pays. [measured, {sim_label(findings)}; n = {request_count(findings)} requests]",
+        ("Drafter", "Size", "Accepted", "Best length", "Speed-up", "Tokens", "Needed", "Pays up to"),
+        rows,
+        "lrrrrrrr",
+        ("1", *("auto",) * 7),
+    )
+
+
+def _plain(value: float | None) -> str:
+    return "\u2014" if value is None else f"{value:.2f}"
