@@ -7,6 +7,6 @@
 """
 
 from analysis.findings import Findings, StudySettings
-from analysis.study import study
+from analysis.pipeline import study
 
 __all__ = ["Findings", "StudySettings", "study"]

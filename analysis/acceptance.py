@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.bootstrap import ClusterBootstrap, Estimate, Floats
 from analysis.rounds import Recording, RoundSums, replay_rounds
@@ -91,9 +92,9 @@ def acceptance_rows(
             rounds.at_risk.sum(axis=1),
             rounds.accepted_at.sum(axis=1),
             startable.sum(axis=0),
-            (recorded.match * startable).sum(axis=0),
+            (recorded.match * startable).sum(axis=0, dtype=np.float64),
             seen.sum(axis=0),
-            np.where(seen, recorded.overlap, 0.0).sum(axis=0),
+            np.where(seen, recorded.overlap, 0.0).sum(axis=0, dtype=np.float64),
         ],
         axis=1,
     )
@@ -117,17 +118,23 @@ def acceptance_rows(
             axis=-1,
         )
 
-    labels = np.asarray(recorded.domains, dtype=object)
-    return [
-        AcceptanceRow(
-            recorded.drafter,
-            domain,
-            k,
-            _count(rounds.rounds[slice(None) if domain is None else labels == domain]),
-            *bootstrap.estimates(statistic, sums, domain),
+    found = []
+    for domain in domains:
+        mine = _of_domain(recorded, domain)
+        estimates = bootstrap.estimates(statistic, sums, domain)
+        drafted, placed, overlap, compared = (int(np.count_nonzero(sums[mine, column])) for column in (1, 5, 7, 3))
+        rates = zip(estimates[:4], (drafted, placed, overlap, compared), strict=True)
+        found.append(
+            AcceptanceRow(
+                recorded.drafter,
+                domain,
+                k,
+                _count(rounds.rounds[mine]),
+                *(estimate.bounded(requests) for estimate, requests in rates),
+                *estimates[4:],
+            )
         )
-        for domain in domains
-    ]
+    return found
 
 
 def depth_points(
@@ -143,10 +150,10 @@ def depth_points(
         risk, accepted, by_position, drafting = np.split(s, [k, 2 * k, 3 * k], axis=-1)
         return np.concatenate([accepted / risk, by_position / drafting], axis=-1)
 
-    labels = np.asarray(recorded.domains, dtype=object)
     points = []
     for domain in domains:
-        mine = np.full(len(labels), True) if domain is None else labels == domain
+        mine = _of_domain(recorded, domain)
+        drafting = int(np.count_nonzero(rounds.drafting_rounds[mine]))
         estimates = bootstrap.estimates(statistic, sums, domain)
         points += [
             DepthPoint(
@@ -154,8 +161,8 @@ def depth_points(
                 domain,
                 k,
                 depth,
-                estimates[depth - 1],
-                estimates[k + depth - 1],
+                estimates[depth - 1].bounded(int(np.count_nonzero(rounds.at_risk[mine, depth - 1]))),
+                estimates[k + depth - 1].bounded(drafting),
                 _count(rounds.at_risk[mine, depth - 1]),
                 _count(rounds.drafting_rounds[mine]),
             )
@@ -168,6 +175,12 @@ def replay_all(recorded: Recording, draft_tokens: Sequence[int]) -> dict[int, Ro
     """Replay one drafter at every draft length that its recording allows."""
     limit = recorded.max_draft_tokens
     return {k: replay_rounds(recorded, k) for k in draft_tokens if limit is None or k <= limit}
+
+
+def _of_domain(recorded: Recording, domain: str | None) -> NDArray[np.bool_]:
+    """Which sequences belong to `domain`; None: all."""
+    labels = np.asarray(recorded.domains, dtype=object)
+    return np.full(len(labels), True) if domain is None else np.asarray(labels == domain, dtype=bool)
 
 
 def _count(values: Floats) -> float:

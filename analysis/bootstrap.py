@@ -8,6 +8,7 @@ domains stays the recorded one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,6 @@ DRAWS = 2000
 
 LEVEL = 0.95
 """Coverage that every interval aims at."""
-
-METHOD = (
-    "95% expanded percentile intervals from 2,000 bootstrap replicates over whole requests, drawn within each domain"
-)
-"""How the intervals are made, for captions."""
 
 _MOST_UNDEFINED = 0.05
 """A statistic that is undefined in more replicates than this share gets no interval."""
@@ -45,6 +41,18 @@ class Estimate:
     low: float | None
     high: float | None
     requests: int
+
+    def bounded(self, requests: int) -> Estimate:
+        """Give this rate as one over `requests`; at 0 or 1, where the bootstrap sees no spread, the exact bound.
+
+        A rate of 0 (or 1) in m requests reaches up (down) to what m independent requests cannot rule out:
+        1 - 0.025^(1/m), Clopper and Pearson 1934. Conservative: a request holds more than one draft.
+        """
+        if self.value not in (0.0, 1.0) or requests < 1:
+            return dataclasses.replace(self, requests=requests)
+        reach = number(1 - ((1 - LEVEL) / 2) ** (1 / requests)) or 0.0
+        low, high = (0.0, reach) if self.value == 0.0 else (1 - reach, 1.0)
+        return Estimate(self.value, low, high, requests)
 
     @property
     def text(self) -> str:
@@ -109,6 +117,14 @@ class ClusterBootstrap:
         counts = np.concatenate([self._counts[name] for name in names], axis=1)
         rows = sums[order]
         return rows, counts @ rows
+
+
+def describe(draws: int) -> str:
+    """Say how the intervals are made."""
+    return (
+        f"95% expanded percentile intervals from {draws:,} bootstrap replicates over whole requests, drawn within "
+        "each domain"
+    )
 
 
 def _expanded_percentile(replicates: Floats, requests: int, strata: int) -> tuple[Floats, Floats]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow.compute as pc
+
 from analysis.bootstrap import number
 from calibration.traces import TraceSet
 
@@ -26,7 +29,8 @@ class CostFit:
 
     Errors are absolute and relative: ``error`` the mean on the configurations fitted to, ``held_out_error`` the mean
     and ``held_out_worst`` the largest with each configuration predicted by a fit to the others; None where too few
-    were timed.
+    were timed. ``repeat_spread`` tells how noisy the timing was: the interquartile range of the repeats over their
+    median, as the median over configurations; None where nothing was repeated.
     """
 
     model: str
@@ -34,6 +38,7 @@ class CostFit:
     error: float
     held_out_error: float | None
     held_out_worst: float | None
+    repeat_spread: float | None
     points: tuple[CostPoint, ...]
 
 
@@ -60,8 +65,24 @@ def _cost_fit(traces: TraceSet, model: str, operation: str) -> CostFit:
         error=number(fit.error) or 0.0,
         held_out_error=number(fit.held_out_error),
         held_out_worst=number(fit.held_out_worst),
+        repeat_spread=_repeat_spread(traces, model, operation),
         points=tuple(
             CostPoint(int(b), int(n), int(c), int(r), number(s) or 0.0, number(f) or 0.0)
             for b, n, c, r, s, f in points
         ),
     )
+
+
+def _repeat_spread(traces: TraceSet, model: str, operation: str) -> float | None:
+    timings = traces.timings
+    rows = timings.filter(pc.and_(pc.equal(timings["model"], model), pc.equal(timings["operation"], operation)))
+    seconds = rows["seconds"].to_numpy()
+    keys = np.stack([rows[name].to_numpy() for name in ("batch", "new_tokens", "context_tokens")], axis=1)
+    _, cell = np.unique(keys, axis=0, return_inverse=True)
+    spreads = []
+    for index in range(int(cell.max()) + 1):
+        repeats = seconds[cell.ravel() == index]
+        if len(repeats) > 1:
+            low, middle, high = np.quantile(repeats, [0.25, 0.5, 0.75])
+            spreads.append((high - low) / middle)
+    return number(float(np.median(spreads))) if spreads else None

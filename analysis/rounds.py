@@ -10,7 +10,10 @@ cost, so no simulation is needed here.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +27,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _UNLIMITED = 1 << 30
+_BLOCK_ELEMENTS = 4_000_000
+"""Sequences are replayed in blocks of about so many (draft depth, position, sequence) cells: 32 MB an array."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,11 @@ class Recording:
     output_tokens: Ints
     first: Ints
     end: Ints
-    run_length: Ints | None
-    accept: Floats | None
-    proposal: Ints
-    match: Floats
-    overlap: Floats
+    run_length: NDArray[np.int32] | None
+    accept: NDArray[np.float32] | None
+    proposal: NDArray[np.int32]
+    match: NDArray[np.float32]
+    overlap: NDArray[np.float32]
     max_draft_tokens: int | None
 
     @property
@@ -53,6 +58,22 @@ class Recording:
         """Where a round may start."""
         t = np.arange(len(self.proposal))[:, None]
         return (t >= self.first) & (t < self.end)
+
+    def part(self, columns: Ints) -> Recording:
+        """Give some of the sequences, without the padding that they do not need."""
+        rows = int(max(self.output_tokens[columns].max(), self.end[columns].max())) + 1
+        trimmed: dict[str, Any] = {}
+        for name in ("run_length", "accept", "proposal", "match", "overlap"):
+            array = getattr(self, name)
+            trimmed[name] = None if array is None else array[:rows, columns]
+        return dataclasses.replace(
+            self,
+            domains=tuple(self.domains[i] for i in columns.tolist()),
+            output_tokens=self.output_tokens[columns],
+            first=self.first[columns],
+            end=self.end[columns],
+            **trimmed,
+        )
 
 
 @dataclass(frozen=True)
@@ -88,17 +109,17 @@ def recording(traces: TraceSet, drafter: str) -> Recording:
     tokens = _ints(traces.sequences["output_tokens"])
     shape = (int(tokens.max()) + 1, len(tokens))
 
-    def spread(name: str, missing: float) -> Floats:
-        out = np.full(shape, missing)
+    def spread(name: str, missing: float, kind: type[np.generic]) -> NDArray[Any]:
+        out = np.full(shape, missing, dtype=kind)
         out[t, column] = np.asarray(pc.fill_null(rows[name].cast(pa.float64()), missing))
         return out
 
     run_length = accept = None
     if rows["run_length"].null_count == 0:
-        run_length = spread("run_length", 0).astype(np.int64)
-        match = (run_length > 0).astype(np.float64)
+        run_length = spread("run_length", 0, np.int32)
+        match = (run_length > 0).astype(np.float32)
     elif rows["accept_probability"].null_count == 0:
-        match = accept = spread("accept_probability", 0.0)
+        match = accept = spread("accept_probability", 0.0, np.float32)
     else:
         raise ReplayError(
             f"positions of drafter '{drafter}': every row must hold run_length, or every row accept_probability"
@@ -115,9 +136,9 @@ def recording(traces: TraceSet, drafter: str) -> Recording:
         end=end,
         run_length=run_length,
         accept=accept,
-        proposal=spread("proposal_length", _UNLIMITED).astype(np.int64),
+        proposal=spread("proposal_length", _UNLIMITED, np.int32),
         match=match,
-        overlap=spread("overlap", np.nan),
+        overlap=spread("overlap", np.nan, np.float32),
         max_draft_tokens=info.max_draft_tokens,
     )
 
@@ -131,6 +152,20 @@ def replay_rounds(recorded: Recording, draft_tokens: int) -> RoundSums:
     limit = recorded.max_draft_tokens
     if k < 1 or (limit is not None and k > limit):
         raise ReplayError(f"drafter '{recorded.drafter}': draft length must lie in [1, {limit or 'any'}], got {k}")
+    # Sequences of like length together: padding to the longest of thousands would take gigabytes.
+    order = np.argsort(recorded.output_tokens, kind="stable")
+    blocks = np.array_split(order, math.ceil(recorded.proposal.size * (k + 1) / _BLOCK_ELEMENTS))
+    parts = [(block, _replay(recorded.part(block), k)) for block in blocks if len(block)]
+    gathered = {}
+    for field in dataclasses.fields(RoundSums)[1:]:
+        joined = np.concatenate([getattr(sums, field.name) for _, sums in parts])
+        gathered[field.name] = np.empty_like(joined)
+        gathered[field.name][order] = joined
+    return RoundSums(k, **gathered)
+
+
+def _replay(recorded: Recording, k: int) -> RoundSums:
+    """Replay sequences that fit into memory together."""
     reach = _reach(recorded, k)
     visits = _visits(recorded, reach)
     t = np.arange(len(visits))[:, None]

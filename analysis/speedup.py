@@ -29,7 +29,8 @@ class SpeedupCell:
     ``tokens_per_round`` is what a round committed, bonus included, the last round of a request cut at the end of its
     text; ``break_even_tokens`` what it would have needed for a speed-up of 1 at the same cost per round:
     tokens_per_round / speedup, prefill aside. Both are None where no round was played.
-    ``extrapolated`` says that at least one iteration in a hundred was priced outside the measured range.
+    ``extrapolated`` says that more than one iteration in a hundred, with or without speculation, was priced outside
+    the measured range.
     """
 
     drafter: str
@@ -98,9 +99,8 @@ def speedup_cells(
     for run in runs:
         if run.draft_tokens == 0:
             continue
-        sums = np.concatenate(
-            [_time_and_tokens(plain[baseline[run.drafter], run.batch]), _time_and_tokens(run)], axis=1
-        )
+        without = plain[baseline[run.drafter], run.batch]
+        sums = np.concatenate([_time_and_tokens(without), _time_and_tokens(run)], axis=1)
         for domain in domains:
             (speedup,) = bootstrap.estimates(_ratio_of_throughputs, sums, domain)
             if speedup.value is None:
@@ -118,7 +118,7 @@ def speedup_cells(
                     speedup,
                     tokens_per_round=number(tokens),
                     break_even_tokens=number(None if tokens is None else tokens / speedup.value),
-                    extrapolated=run.extrapolated,
+                    extrapolated=run.extrapolated or without.extrapolated,
                 )
             )
     return cells

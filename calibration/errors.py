@@ -11,7 +11,8 @@
 
     PacelineWarning               something the reader of a result must know
     ├── ExtrapolationWarning      a number lies outside what was measured
-    └── ConvergenceWarning        a fit did not converge or is degenerate
+    ├── ConvergenceWarning        a fit did not converge or is degenerate
+    └── ReplicationWarning        replications do not differ, so that they say nothing about chance
 
 A message reads *where: rule, got value; did you mean ...?*
 """
@@ -69,6 +70,10 @@ class ExtrapolationWarning(PacelineWarning):
 
 class ConvergenceWarning(PacelineWarning):
     """A fit did not converge or is degenerate."""
+
+
+class ReplicationWarning(PacelineWarning):
+    """Replications do not differ, so that they say nothing about chance."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

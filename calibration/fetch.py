@@ -24,6 +24,9 @@ from calibration.errors import CalibrationError
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``."""
 
+Advance = Callable[[int], None]
+"""Called with the units of work just done, from inside a long computation."""
+
 
 @dataclass(frozen=True)
 class PublishedModel:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from calibration.fetch import Advance
 from calibration.lane import Lane, pad_left
 from calibration.sampling import choose
 from calibration.traces.manifest import DecodingInfo
@@ -29,8 +30,12 @@ def generate(
     max_new_tokens: int,
     end_ids: frozenset[int],
     generator: torch.Generator,
+    advance: Advance | None = None,
 ) -> list[Output]:
-    """Continue every prompt by up to `max_new_tokens` tokens, one forward pass per token for the whole batch."""
+    """Continue every prompt by up to `max_new_tokens` tokens, one forward pass per token for the whole batch.
+
+    `advance` is called with 1 after every token.
+    """
     tokens, real = pad_left(prompts, model.device)
     lane = Lane(model, len(prompts))
     ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=model.device)
@@ -40,6 +45,8 @@ def generate(
         logits = lane.feed(tokens, real, last=1)
         while True:
             columns.append(choose(logits[:, -1], decoding, generator))
+            if advance:
+                advance(1)
             done |= torch.isin(columns[-1], ends)
             if len(columns) == max_new_tokens or bool(done.all()):
                 break

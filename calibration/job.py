@@ -22,7 +22,7 @@ from calibration.traces import DecodingInfo, Manifest, PromptSource, TraceSet, m
 
 if TYPE_CHECKING:
     from calibration.drafters import Drafter
-    from calibration.record import Request
+    from calibration.record import Recording, Request
 
 _NOT_IDENTITY = ("command", "timings", "timing_repeats", "prompt_file", "device", "dtype")
 
@@ -90,8 +90,8 @@ def calibrate(settings: CalibrationSettings, out: str | Path, progress: Progress
     """Record the TraceSet that `settings` describe into the folder `out`; give it.
 
     ``progress(stage, done, total)`` is called for the stages "download ..." and "convert ..." (first use of a
-    published verifier), "record" (prompts) and "time steps". The same settings and seed on the same machine give the
-    same tables, timings apart, whether interrupted or not.
+    published verifier), "record" (prompts), "current batch" (tokens written, then read) and "time steps". The same
+    settings and seed on the same machine give the same tables, timings apart, whether interrupted or not.
 
     Raises:
         CalibrationError: a setting, model or prompt cannot be used; `out` holds other files; ``<out>.partial`` holds
@@ -200,34 +200,55 @@ def _record_shards(
     progress: Progress | None,
 ) -> None:
     """Generate and record every shard that `partial` does not hold yet; each has random numbers of its own."""
+    report: Progress = progress or (lambda stage, done, total: None)
+    done, total = 0, sum(len(shard) for shard in shards)
+    for number, shard in enumerate(shards):
+        report("record", done, total)
+        done += len(shard)
+        if not partial.has(number):
+            recording = _record_shard(settings, verifier, drafters, number, shard, report)
+            facts = {"tokens": recording.tokens, "disagreements": recording.disagreements}
+            partial.put(number, recording.tables, facts)
+    report("record", total, total)
+
+
+def _record_shard(
+    settings: CalibrationSettings,
+    verifier: Verifier,
+    drafters: Sequence[Drafter],
+    number: int,
+    shard: Sequence[Request],
+    report: Progress,
+) -> Recording:
+    """Let the verifier write the outputs of one batch of prompts, and everyone read them."""
     from calibration.generate import generate
     from calibration.record import record
     from calibration.sampling import generator_for
 
-    done, total = 0, sum(len(shard) for shard in shards)
-    for number, shard in enumerate(shards):
-        if progress:
-            progress("record", done, total)
-        done += len(shard)
-        if partial.has(number):
-            continue
-        generator = generator_for(verifier.device, settings.seed, number)
-        prompts = [request.prompt_ids for request in shard]
-        decoding, end_ids = settings.decoding, verifier.end_ids
-        outputs = generate(verifier.model, prompts, decoding, settings.max_new_tokens, end_ids, generator)
-        recording = record(
-            verifier.model,
-            drafters,
-            shard,
-            outputs,
-            decoding,
-            generator,
-            gamma_max=settings.gamma_max,
-            rollout_stride=settings.rollout_stride,
-        )
-        partial.put(number, recording.tables, {"tokens": recording.tokens, "disagreements": recording.disagreements})
-    if progress:
-        progress("record", total, total)
+    total, units = 2 * settings.max_new_tokens, 0  # every token is written once and read once
+
+    def advance(tokens: int) -> None:
+        nonlocal units
+        units += tokens
+        report("current batch", units, total)
+
+    generator = generator_for(verifier.device, settings.seed, number)
+    prompts = [request.prompt_ids for request in shard]
+    limit, decoding = settings.max_new_tokens, settings.decoding
+    outputs = generate(verifier.model, prompts, decoding, limit, verifier.end_ids, generator, advance)
+    recording = record(
+        verifier.model,
+        drafters,
+        shard,
+        outputs,
+        decoding,
+        generator,
+        gamma_max=settings.gamma_max,
+        rollout_stride=settings.rollout_stride,
+        advance=advance,
+    )
+    report("current batch", total, total)
+    return recording
 
 
 def _timings(verifier: Verifier, drafters: Sequence[Drafter], repeats: int, progress: Progress | None) -> Any:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.fetch import Advance
 from calibration.lane import Lane, pad_left, pad_right
 from calibration.sampling import choose, entropy, processed
 from calibration.traces.manifest import DecodingInfo
@@ -49,11 +50,13 @@ def read_together(
     decoding: DecodingInfo,
     generator: torch.Generator,
     given: Mapping[str, Tensor] | None = None,
+    advance: Advance | None = None,
 ) -> Reading:
     """Feed prompt + output to `verifier` and to every model of `drafters` (by name); give a `Reading`.
 
     Columns are aligned so that the logits which predict x_t stand in one column for all rows. Distributions are those
-    of `calibration.sampling.processed`. `given`: token ids [rows, positions], -1 for none.
+    of `calibration.sampling.processed`. `given`: token ids [rows, positions], -1 for none. `advance` is called
+    with the positions just read.
     """
     device: torch.device = verifier.device
     head, head_real = pad_left([row[:-1] for row in prompts], device)
@@ -78,6 +81,8 @@ def read_together(
         for name, lane in lanes.items():
             logits = lane.feed(body[:, cols], body_real[:, cols])
             parts[name].append(_drafter_stats(logits, p, token, decoding, generator))
+        if advance:
+            advance(token.shape[1])
     lengths = torch.tensor([len(row) for row in prompts], device=device)
     return Reading(
         origin=head.shape[1] + 1,

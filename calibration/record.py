@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from calibration.drafters import Drafter, PromptLookup
+from calibration.fetch import Advance
 from calibration.generate import Output
 from calibration.ngram import NgramIndex, lookup_runs
 from calibration.reading import Reading, Stats, read_together, run_lengths
@@ -73,11 +74,12 @@ def record(
     *,
     gamma_max: int,
     rollout_stride: int,
+    advance: Advance | None = None,
 ) -> Recording:
     """Read `outputs` once with the `verifier` model and every drafter; give the rows of all three tables.
 
     Rollouts of `gamma_max` steps start at every `rollout_stride`-th position (t = 0, stride, ...); a stride of 0
-    records none.
+    records none. `advance` is called with the positions just read.
     """
     lookups = {d.name: _lookups(d.spec, requests, outputs) for d in drafters if isinstance(d.spec, PromptLookup)}
     reading = read_together(
@@ -88,6 +90,7 @@ def record(
         decoding,
         generator,
         given={name: _first_tokens(rows) for name, rows in lookups.items()},
+        advance=advance,
     )
     recording = Recording()
     for row, (request, output) in enumerate(zip(requests, outputs, strict=True)):

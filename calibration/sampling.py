@@ -7,7 +7,6 @@ from torch import Tensor
 
 from calibration.traces.manifest import DecodingInfo
 
-
 HEAD = 1024
 """How many of the largest probabilities are sorted first; rows whose nucleus is wider are sorted whole."""
 

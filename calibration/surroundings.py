@@ -6,6 +6,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,12 +59,18 @@ def _main_memory_bytes() -> int | None:
 
 
 def _nvidia_driver() -> str | None:
+    library = nvml()
+    return None if library is None else str(library.nvmlSystemGetDriverVersion())
+
+
+def nvml() -> Any | None:
+    """Give the started NVML binding (``pynvml``), or None where it is not installed or finds no driver."""
     try:
         import pynvml
     except ImportError:
         return None
     try:
         pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
     except pynvml.NVMLError:
         return None
+    return pynvml

@@ -16,6 +16,7 @@ import torch
 from calibration.drafters import Drafter, PromptLookup
 from calibration.fetch import Progress
 from calibration.ngram import NgramIndex
+from calibration.surroundings import nvml
 
 ENERGY_WINDOW_S = 1.0
 """A device's energy counter ticks slowly: energy is read over a window of repeated steps at least this long."""
@@ -191,15 +192,13 @@ def _energy_j(step: Callable[[], float], device: torch.device) -> float | None:
 
 
 def energy_counter_mj(device: torch.device) -> Callable[[], int] | None:
-    """Give a function that reads the device's total energy in mJ, or None where NVML cannot say."""
-    if device.type != "cuda":
+    """Give a function that reads the total energy of `device` in mJ, or None where NVML cannot say."""
+    library = nvml() if device.type == "cuda" else None
+    if library is None:
         return None
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except (ImportError, pynvml.NVMLError):
+        handle = library.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        library.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except library.NVMLError:
         return None
-    return lambda: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    return lambda: int(library.nvmlDeviceGetTotalEnergyConsumption(handle))

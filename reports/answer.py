@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from analysis.findings import Findings
-from analysis.speedup import BestLength, Crossover, SpeedupCell
-from reports.text import breakable, estimate, listing
+from analysis.speedup import BestLength, SpeedupCell
+from reports.text import estimate, listing, named
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -17,18 +17,18 @@ def question(findings: Findings) -> str:
         "does the recorded drafter speed" if count == 1 else f"which of the {number(count)} recorded drafters speeds"
     )
     return (
-        f"With the verifier {breakable(facts.models[0].name)} on {breakable(facts.device)}, {which} up decoding, "
+        f"With the verifier {named(facts.models[0].name)} on {named(facts.device)}, {which} up decoding, "
         "by how much, with what draft length, and up to which batch size?"
     )
 
 
 def verdict(findings: Findings) -> str:
     """The answer in one or two sentences."""
-    head, name = findings.answer.headline, breakable(findings.answer.headline.drafter)
+    head, name = findings.answer.headline, named(findings.answer.headline.drafter)
     if head.pays:
         return (
             f"{name} pays at batch {head.batch}: drafting {tokens(head.speculative_tokens)} a round gives "
-            f"{interval(head)} times the throughput of no speculation. {crossing(findings.answer.crossover)}"
+            f"{interval(head)} times the throughput of no speculation. {crossing(findings)}"
         )
     count = len(findings.drafters)
     nothing = "the drafter does not pay" if count == 1 else f"none of the {number(count)} drafters pays"
@@ -45,12 +45,17 @@ def explanation(findings: Findings) -> list[str]:
     return [sentence for sentence in parts if sentence]
 
 
-def crossing(crossover: Crossover) -> str:
-    """Where speculation stops paying, as a sentence."""
+def crossing(findings: Findings) -> str:
+    """Where speculation with the headline's drafter stops paying, as a sentence."""
+    crossover = findings.answer.crossover
     if crossover.last_paying is None:
         return "It pays at no batch size simulated."
     if crossover.first_not_paying is None:
         return f"It pays at every batch size simulated, up to {crossover.last_paying}."
+    after = best_at(findings, crossover.drafter, crossover.first_not_paying)
+    if after is not None and (after.speedup.value or 0) > 1:
+        shown = f"batch {crossover.first_not_paying} ({estimate(after.speedup)})"
+        return f"It is shown to pay up to batch {crossover.last_paying}, no longer at {shown}."
     near = f"; the speed-up falls through 1 near batch {crossover.batch:.2g}" if crossover.batch else ""
     return f"It stops paying between batch {crossover.last_paying} and batch {crossover.first_not_paying}{near}."
 
@@ -117,7 +122,7 @@ def _why(findings: Findings) -> str:
     if got.tokens_per_round is None or got.break_even_tokens is None:
         return ""
     sentence = (
-        f"At batch {head.batch} a round of {breakable(head.drafter)} commits {got.tokens_per_round:.2f} "
+        f"At batch {head.batch} a round of {named(head.drafter)} commits {got.tokens_per_round:.2f} "
         f"tokens, bonus included, and costs as much as {got.break_even_tokens:.2f} steps of plain decoding: "
         "that many tokens are what it needs to break even."
     )
@@ -149,32 +154,37 @@ def _lengths(findings: Findings) -> str:
 
 
 def _others(findings: Findings) -> str:
-    head, answer = findings.answer.headline, findings.answer
+    head = findings.answer.headline
     others = [name for name in findings.drafters if name != head.drafter]
-    paying = [name for name in others if name in answer.paying]
-    idle = [name for name in others if name not in answer.paying]
-    parts = []
-    if paying:
-        where = []
-        for name in paying:
-            batches = [r.batch for r in findings.best if r.drafter == name and r.domain is None and r.pays]
-            where.append(f"{breakable(name)} (batch {listing([str(b) for b in sorted(batches)])})")
-        parts.append(f"{listing(where)} {'also pays' if len(where) == 1 else 'also pay'}.")
+    idle = [name for name in others if name not in findings.answer.paying]
+    sentences = [_also_pays(findings, name) for name in others if name not in idle]
     if idle and head.pays:
         rows = [row for name in idle if (row := best_at(findings, name, head.batch)) is not None]
         closest = max(rows, key=lambda row: row.speedup.value or 0)
         got = cell(findings, closest)
-        who = f"{breakable(idle[0])} pays" if len(idle) == 1 else f"The other {number(len(idle))} drafters pay"
-        needs = (
-            ""
-            if got.break_even_tokens is None
-            else (f" a round commits {got.tokens_per_round:.2f} tokens and would need {got.break_even_tokens:.2f}")
+        who = f"{named(idle[0])} pays" if len(idle) == 1 else f"The other {number(len(idle))} drafters pay"
+        needs = ""
+        if got.break_even_tokens is not None:
+            needs = f": a round commits {got.tokens_per_round:.2f} tokens and would need {got.break_even_tokens:.2f}"
+        sentences.append(
+            f"{who} at no batch size simulated; the closest at batch {head.batch}, {named(closest.drafter)}, reaches "
+            f"{estimate(closest.speedup)}{needs}."
         )
-        parts.append(
-            f"{who} at no batch size simulated; the closest at batch {head.batch}, "
-            f"{breakable(closest.drafter)}, reaches {estimate(closest.speedup)}:{needs}."
-        )
-    return " ".join(parts)
+    return " ".join(sentences)
+
+
+def _also_pays(findings: Findings, drafter: str) -> str:
+    """Where another drafter pays, and whether it can be told apart from the headline's."""
+    head = findings.answer.headline
+    batches = [r.batch for r in findings.best if r.drafter == drafter and r.domain is None and r.pays]
+    sentence = f"{named(drafter)} also pays, at batch {listing([str(b) for b in sorted(batches)])}"
+    row = best_at(findings, drafter, head.batch)
+    if row is None or not row.pays:
+        return f"{sentence}."
+    overlap = (row.speedup.high or 0) >= (head.speedup.low or 0)
+    doubt = "; the intervals overlap" if overlap else ""
+    reach = f"{estimate(row.speedup)} drafting {tokens(row.speculative_tokens)}"
+    return f"{sentence}; at batch {head.batch} it reaches {reach}{doubt}."
 
 
 def _by_domain(findings: Findings) -> str:
@@ -183,14 +193,12 @@ def _by_domain(findings: Findings) -> str:
     if len(rows) < 2:
         return ""
     rows.sort(key=lambda row: -(row.speedup.value or 0))
-    paying = [f"{breakable(r.domain or '')} ({r.speedup.value:.2f})" for r in rows if r.pays]
+    paying = [f"{named(r.domain or '')} ({r.speedup.value:.2f})" for r in rows if r.pays]
     if len(paying) == len(rows):
         return f"It pays on every domain: {listing(paying)}."
-    other = [breakable(r.domain or "") for r in rows if not r.pays]
+    other = [named(r.domain or "") for r in rows if not r.pays]
     if paying:
-        return (
-            f"By domain, {breakable(head.drafter)} pays on {listing(paying)}; not shown to pay on {listing(other)}."
-        )
+        return f"By domain, {named(head.drafter)} pays on {listing(paying)}; not shown to pay on {listing(other)}."
     best = rows[0]
-    where = f"{breakable(best.domain or '')} ({estimate(best.speedup)})"
+    where = f"{named(best.domain or '')} ({estimate(best.speedup)})"
     return f"It is not shown to pay on any single domain; it does best on {where}."

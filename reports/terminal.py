@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from analysis.findings import Findings
 from reports.answer import best_at, cell, verdict
-from reports.text import estimate, short
+from reports.text import estimate, sample, short
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,13 +19,13 @@ def summary_table(findings: Findings) -> Table:
 
     batch = findings.answer.headline.batch
     table = Table(
-        title=f"Speculative decoding at batch {batch}, {sum(findings.sizes.requests.values())} requests",
+        title=f"Speculative decoding at batch {batch}, {sample(findings)}",
         caption=Text(verdict(findings).replace("\u200b", "")),
         caption_justify="left",
         title_justify="left",
     )
     table.add_column("drafter", no_wrap=True)
-    for name in ("draft", "speed-up", "tokens/round", "needed", "pays to batch"):
+    for name in ("draft", "speed-up", "tokens", "needed", "pays up to"):
         table.add_column(name, justify="right", no_wrap=True)
     for drafter in findings.drafters:
         best = best_at(findings, drafter, batch)

@@ -44,6 +44,11 @@ def breakable(text: str, limit: int = 24) -> str:
     return " ".join(words)
 
 
+def named(name: str) -> str:
+    """Give a name as it stands in a sentence: long ones shortened, the rest with places to break."""
+    return breakable(short(name, 48))
+
+
 def estimate(value: Estimate, digits: int = 2) -> str:
     """``1.17 (1.10-1.25)`` with an en dash; an em dash where undefined; no bracket where no interval exists."""
     if value.value is None:
@@ -54,17 +59,19 @@ def estimate(value: Estimate, digits: int = 2) -> str:
 
 
 def percent(value: Estimate, digits: int = 0) -> str:
-    """A signed share in percent, without the sign, with its interval: ``+12 (+9 to +15)``."""
+    """A share in percent, without the percent sign, with its interval: ``+12 (+9 to +15)``."""
     if value.value is None:
         return "\u2014"
-    text = _signed(value.value, digits)
+    text = signed(value.value, digits)
     if value.low is None or value.high is None:
         return text
-    return f"{text} ({_signed(value.low, digits)} to {_signed(value.high, digits)})"
+    return f"{text} ({signed(value.low, digits)} to {signed(value.high, digits)})"
 
 
-def _signed(share: float, digits: int) -> str:
-    return f"{100 * share:+.{digits}f}".replace("-", "\u2212")
+def signed(share: float, digits: int = 0) -> str:
+    """A share in percent with its sign; no sign where it rounds to 0."""
+    text = f"{100 * share:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def count(value: float) -> str:
@@ -92,3 +99,11 @@ def listing(words: list[str]) -> str:
 def sim_label(findings: Findings) -> str:
     """Label of simulated numbers, which says so when their costs were not fitted to timings."""
     return "simulated" if findings.cost_source == "fitted" else f"simulated with {findings.cost_source} costs"
+
+
+def sample(findings: Findings) -> str:
+    """Sample size for a caption: ``n = 72 requests``; a range where drafters were recorded on different ones."""
+    counts = findings.sizes.requests_by_drafter.values()
+    if min(counts) == max(counts):
+        return f"n = {max(counts)} requests"
+    return f"n = {min(counts)} to {max(counts)} requests by drafter"

@@ -18,7 +18,10 @@ from reports.figures.drawing import (
     panels,
 )
 from reports.style import INK, REFERENCE, look, to_svg
-from reports.text import short
+from reports.text import short, signed
+
+_FEWEST_AT_RISK = 20
+"""A conditional rate over fewer drafts than this is not drawn: its interval would say more than it knows."""
 
 
 def acceptance_by_domain(findings: Findings) -> Drawing:
@@ -27,7 +30,7 @@ def acceptance_by_domain(findings: Findings) -> Drawing:
     rows = [r for r in findings.acceptance if r.draft_tokens == k]
     need(rows, "acceptance-by-domain", f"acceptance rows of draft length {k}")
     domains: list[str | None] = [*sorted(findings.domains, reverse=True), None]
-    figure, axes = panels(findings, row_height=0.55 + 0.17 * len(domains), sharey=True)
+    figure, axes = panels(findings, row_height=0.45 + 0.16 * len(domains), sharey=True)
     top = 0.0
     for index, (drafter, ax) in enumerate(zip(findings.drafters, axes, strict=False)):
         for y, domain in enumerate(domains):
@@ -61,9 +64,12 @@ def depth_curves(findings: Findings) -> Drawing:
     """Conditional acceptance by depth with the constant-rate line, one panel a drafter."""
     points = [p for p in findings.depth if p.domain is None]
     need(points, "acceptance-by-depth", "depth points")
-    figure, axes = panels(findings, row_height=1.55, sharey=True)
+    deepest = max(p.draft_tokens for p in points)
+    figure, axes = panels(findings, row_height=1.32, sharey=True)
     for index, (drafter, ax) in enumerate(zip(findings.drafters, axes, strict=False)):
-        mine = [p for p in points if p.drafter == drafter]
+        mine = [p for p in points if p.drafter == drafter and p.at_risk >= _FEWEST_AT_RISK]
+        if not mine:
+            continue
         depths = [p.depth for p in mine]
         gamma = mine[0].draft_tokens
         draw_line(ax, depths, [p.conditional for p in mine], index, None)
@@ -83,8 +89,8 @@ def depth_curves(findings: Findings) -> Drawing:
             ax.axhline(row.geometric_rate.value, color=REFERENCE, lw=0.9, ls=(0, (4, 2)), zorder=0)
         ax.set_title(short(drafter))
         ax.set_ylim(0, 1)
-        ax.set_xticks(depths)
-        ax.set_xlim(0.5, max(depths) + 0.5)
+        ax.set_xticks(range(1, deepest + 1))
+        ax.set_xlim(0.5, deepest + 0.5)
     label_below(axes, "Depth in the draft")
     label_beside(axes, "Acceptance")
     add_key(
@@ -95,12 +101,12 @@ def depth_curves(findings: Findings) -> Drawing:
             ("unconditional, as vLLM reports it", {"color": "#888888", "marker": ".", "ms": 3, "lw": 0.9}),
         ],
     )
-    deepest = max(p.draft_tokens for p in points)
     return Drawing(
         "acceptance-by-depth",
         to_svg(figure),
         f"Acceptance by depth in rounds that draft {deepest} tokens. If acceptance were independent with a constant "
-        f"rate, the conditional curve would lie on the dashed line. {label(findings, 'measured')}",
+        f"rate, the conditional curve would lie on the dashed line. Depths that fewer than {_FEWEST_AT_RISK} drafts "
+        f"reached are left out. {label(findings, 'measured')}",
         f"Line charts of acceptance against draft depth, one panel for each of {len(findings.drafters)} drafters: "
         "conditional acceptance with intervals, the constant rate fitted to it, and the falling unconditional rate.",
     )
@@ -110,14 +116,14 @@ def formula_error(findings: Findings) -> Drawing:
     """Tokens per round, replayed and by the constant-rate formula, one panel a drafter."""
     rows = [r for r in findings.acceptance if r.domain is None]
     need(rows, "constant-rate-formula", "acceptance rows")
-    figure, axes = panels(findings, row_height=1.5, sharey=True)
+    figure, axes = panels(findings, row_height=1.3, sharey=True)
     for index, (drafter, ax) in enumerate(zip(findings.drafters, axes, strict=False)):
         mine = sorted((r for r in rows if r.drafter == drafter), key=lambda r: r.draft_tokens)
         lengths = [r.draft_tokens for r in mine]
         draw_line(ax, lengths, [r.tokens_per_round for r in mine], index, None)
         ax.plot(lengths, [or_nan(r.formula_tokens.value) for r in mine], color=REFERENCE, ls=(0, (4, 2)), lw=1.0)
         off = mine[-1].formula_error.value
-        note = "" if off is None else f"formula {100 * off:+.0f}% at {lengths[-1]}".replace("-", "\u2212")
+        note = "" if off is None else f"formula {signed(off)}% at {lengths[-1]}"
         ax.text(0.04, 0.94, note, transform=ax.transAxes, va="top", fontsize=8)
         ax.set_title(short(drafter))
         ax.set_xticks(lengths)

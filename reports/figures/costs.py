@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from analysis.costfit import CostFit
 from analysis.findings import Findings
 from reports.figures.drawing import Drawing, label, need, new_figure
 from reports.style import INK, REFERENCE, look, to_svg
@@ -46,6 +49,8 @@ def time_breakdown(findings: Findings) -> Drawing:
             )
         left = [a + b for a, b in zip(left, width, strict=True)]
     names = [f"{short(r.drafter)}, draft {r.draft_tokens}" if r.draft_tokens else "no speculation" for r in runs]
+    if len(plain) > 1:  # drafters recorded on different requests have baselines of their own
+        names[: len(plain)] = [f"none, requests of {short(r.drafter, 12)}" for r in plain]
     ax.set_yticks(range(len(runs)), names)
     ax.invert_yaxis()
     ax.axvline(left[0], color=INK, lw=0.9, ls=(0, (4, 2)), zorder=5)
@@ -56,7 +61,7 @@ def time_breakdown(findings: Findings) -> Drawing:
         "time-breakdown",
         to_svg(figure),
         f"Where the time of an output token goes at batch {smallest}: without speculation, and with each drafter at "
-        f"its best draft length. Left of the dashed line is faster than without. {label(findings, sim_label(findings))}",
+        f"its best draft length. Left of the dashed line is faster. {label(findings, sim_label(findings))}",
         "Stacked bars of milliseconds per output token, divided into prefill, draft, verify and overhead, for no "
         f"speculation ({left[0]:.1f} ms) and {len(runs) - 1} drafters.",
     )
@@ -68,11 +73,10 @@ def cost_fit(findings: Findings) -> Drawing:
 
     fits = [f for f in findings.cost_fits if f.points]
     need(fits, "cost-fit", "timed configurations")
-    operations = [o for o in ("prefill", "verify", "draft") if any(f.operation == o for f in fits)]
-    figure, axes = new_figure(1, len(operations), height=2.6)
+    groups = _by_scale(findings, fits)
+    figure, axes = new_figure(1, len(groups), height=2.4)
     models = list(dict.fromkeys(f.model for f in fits))
-    for operation, ax in zip(operations, axes, strict=True):
-        mine = [f for f in fits if f.operation == operation]
+    for (title, mine), ax in zip(groups.items(), axes, strict=True):
         values = [1000 * v for f in mine for p in f.points for v in (p.measured_s, p.fitted_s)]
         span = [min(values) / 1.3, max(values) * 1.3]
         ax.plot(span, span, color=REFERENCE, lw=0.9, ls=(0, (4, 2)), zorder=0)
@@ -90,10 +94,10 @@ def cost_fit(findings: Findings) -> Drawing:
             )
         ax.set(xscale="log", yscale="log", xlim=span, ylim=span)
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(LogLocator(numticks=5))
+            axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set_minor_formatter(NullFormatter())
-        ax.set_title(operation)
+        ax.set_title(title)
         ax.set_xlabel("Measured step, ms")
     axes[0].set_ylabel("Fitted step, ms", rotation_mode="anchor")
     handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -104,6 +108,15 @@ def cost_fit(findings: Findings) -> Drawing:
         to_svg(figure),
         f"Fitted against measured time of {steps} timed configurations (median of the repeats); on the dashed line "
         f"both agree. [measured, fitted; {findings.sizes.timed_steps:,} timed steps]",
-        f"Scatter plots of fitted against measured step time in milliseconds for {len(operations)} operations; "
+        f"Scatter plots of fitted against measured step time in milliseconds: {', '.join(groups)}; "
         "the errors are in the table that follows.",
     )
+
+
+def _by_scale(findings: Findings, fits: Sequence[CostFit]) -> dict[str, list[CostFit]]:
+    """Fits by operation; lookups, which take microseconds, apart from drafters that have weights."""
+    lookups = {m.name for m in findings.provenance.models if m.parameters == 0}
+    groups: dict[str, list[CostFit]] = {"prefill": [], "verify": [], "draft": [], "lookup": []}
+    for fit in fits:
+        groups["lookup" if fit.model in lookups else fit.operation].append(fit)
+    return {title: mine for title, mine in groups.items() if mine}

@@ -11,13 +11,16 @@ from analysis.bootstrap import Estimate
 from analysis.findings import Findings
 from calibration.errors import ReportError
 from reports.style import WIDTH_INCHES, look
+from reports.text import sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ACROSS = 3
-"""Panels in a row."""
+
+def _across(count: int) -> int:
+    """Panels in a row: two for four panels, three for more."""
+    return 2 if count == 4 else min(3, count)
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,18 @@ class Drawing:
 
 
 def need(data: Any, figure: str, what: str) -> None:
+    """Refuse to draw `figure` from nothing."""
     if not data:
         raise ReportError(f"figure {figure}: needs {what}, the findings hold none")
 
 
 def label(findings: Findings, how: str) -> str:
-    requests = sum(findings.sizes.requests.values())
-    return f"[{how}; n = {requests} requests, {len(findings.domains)} domains]"
+    """End of a caption: how the numbers were come by, and the sample size."""
+    return f"[{how}; {sample(findings)}, {len(findings.domains)} domains]"
 
 
 def new_figure(rows: int, columns: int, *, height: float, **shared: Any) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as the text, `height` inches high, and its axes row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
@@ -51,9 +56,9 @@ def new_figure(rows: int, columns: int, *, height: float, **shared: Any) -> tupl
 
 
 def panels(findings: Findings, *, row_height: float, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """One panel a drafter, `_ACROSS` in a row; panels left over stay empty."""
+    """One panel a drafter, two or three in a row; panels left over stay empty."""
     count = len(findings.drafters)
-    columns = min(_ACROSS, count)
+    columns = _across(count)
     rows = math.ceil(count / columns)
     figure, axes = new_figure(rows, columns, height=0.55 + rows * row_height, **shared)
     for ax in axes[count:]:
@@ -81,18 +86,19 @@ def bars(values: Sequence[Estimate]) -> list[list[float]]:
 
 
 def or_nan(value: float | None) -> float:
+    """A gap in a line where there is no value."""
     return math.nan if value is None else value
 
 
 def label_below(axes: Sequence[Axes], label: str) -> None:
     """Label the x axis of the lowest panel of every column."""
-    for ax in axes[-min(_ACROSS, len(axes)) :]:
+    for ax in axes[-_across(len(axes)) :]:
         ax.set_xlabel(label)
 
 
 def label_beside(axes: Sequence[Axes], label: str) -> None:
     """Label the y axis of the first panel of every row."""
-    for ax in axes[::_ACROSS]:
+    for ax in axes[:: _across(len(axes))]:
         ax.set_ylabel(label, rotation_mode="anchor")
 
 

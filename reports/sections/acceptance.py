@@ -12,6 +12,7 @@ from reports.text import breakable, estimate, percent, short
 
 
 def acceptance(findings: Findings, drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
+    """The definitions side by side, then the domains."""
     k = findings.reference_draft_tokens
     rows = []
     for drafter in findings.drafters:
@@ -76,6 +77,7 @@ def _by_domain(findings: Findings, k: int) -> list[Block]:
 
 
 def depth(findings: Findings, drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
+    """Acceptance by depth, and how far a constant rate is off."""
     lengths = findings.settings.draft_tokens
     rows = []
     for drafter in findings.drafters:

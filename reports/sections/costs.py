@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from analysis.findings import Findings
-from reports.document import Block, Figure, Paragraph, Table, table
+from reports.document import Block, Figure, Paragraph, table
 from reports.figures import Drawing
 from reports.sections.common import acceptance_row
 from reports.text import breakable, count, estimate, short
 
 
 def costs(findings: Findings, drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
+    """Time per output token, cost ratios, and the fits."""
     blocks: list[Block] = [Figure.of(drawings["time-breakdown"])]
     if not findings.cost_fits:
-        blocks.append(Paragraph("Step costs were not fitted: they were given with the study, and are assumed."))
+        blocks.append(Paragraph(_not_fitted(findings)))
         return tuple(blocks)
-    ratios = _cost_ratios(findings)
+    ratios = cost_ratios(findings)
     blocks.append(
         Paragraph(
-            "Even with free verification, a drafter whose step costs c verifier steps can pay only if its "
-            "rate of acceptance is above c (Leviathan et al. 2023); the table sets both side by side. Prices "
-            "are what the fits say for one new token at batch 1, the mean over the timed contexts; a lookup "
-            "proposes its whole draft in one step."
+            "Were verification free and acceptance independent, a drafter whose step costs c verifier steps "
+            "would pay exactly if its rate of acceptance is above c (Leviathan et al. 2023); the table sets "
+            "both side by side. Prices are those of the fits for one new token at batch 1, the mean over the "
+            "timed contexts; a lookup proposes its whole draft in one step."
         )
     )
     if ratios:
@@ -47,9 +48,18 @@ def costs(findings: Findings, drawings: Mapping[str, Drawing]) -> tuple[Block, .
     blocks.append(Figure.of(drawings["cost-fit"]))
     blocks.append(
         table(
-            "Fits of the step costs: configurations timed, mean relative error on them, and mean and largest "
-            "error on configurations that the fit had not seen. [fitted]",
-            ("Model", "Operation", "Configurations", "Error", "Held-out error", "Largest held-out"),
+            "Fits of the step costs: configurations timed, the spread of their repeats (interquartile range "
+            "over median), mean relative error of the fit, and mean and largest error on configurations that "
+            "the fit had not seen. [measured, fitted]",
+            (
+                "Model",
+                "Operation",
+                "Configurations",
+                "Spread of repeats",
+                "Error",
+                "Held-out error",
+                "Largest held-out",
+            ),
             [
                 (
                     breakable(f.model),
@@ -57,19 +67,25 @@ def costs(findings: Findings, drawings: Mapping[str, Drawing]) -> tuple[Block, .
                     count(len(f.points)),
                     *(
                         "\u2014" if e is None else f"{100 * e:.1f}%"
-                        for e in (f.error, f.held_out_error, f.held_out_worst)
+                        for e in (f.repeat_spread, f.error, f.held_out_error, f.held_out_worst)
                     ),
                 )
                 for f in findings.cost_fits
             ],
-            "llrrrr",
+            "llrrrrr",
         )
     )
     return tuple(blocks)
 
 
-def _cost_ratios(findings: Findings) -> list[tuple[str, float, float]]:
-    """(drafter, seconds of its step, the same in verifier steps) of every drafter that was timed."""
+def _not_fitted(findings: Findings) -> str:
+    if findings.cost_source == "stated":
+        return "Step costs were not fitted to timings: they are constants stated with the imported traces."
+    return "Step costs were not fitted to timings: they were given with the study, and are assumed."
+
+
+def cost_ratios(findings: Findings) -> list[tuple[str, float, float]]:
+    """(drafter, seconds of its step, the same in verifier steps) of every drafter that was timed, at batch 1."""
     steps = {}
     for fit in findings.cost_fits:
         single = [p.fitted_s for p in fit.points if p.batch == 1 and p.new_tokens == 1]

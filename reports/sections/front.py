@@ -6,11 +6,12 @@ from analysis.findings import Findings
 from analysis.speedup import Crossover
 from reports import answer
 from reports.document import Table, table
-from reports.sections.common import acceptance_row, request_count
-from reports.text import estimate, short, sim_label
+from reports.sections.common import acceptance_row
+from reports.text import estimate, sample, short, sim_label
 
 
 def summary(findings: Findings) -> Table:
+    """Every drafter at the smallest batch size, in one row each."""
     head = findings.answer.headline
     k = findings.reference_draft_tokens
     size = findings.provenance.models[0].parameters
@@ -22,11 +23,6 @@ def summary(findings: Findings) -> Table:
         got = answer.cell(findings, best)
         accepted = acceptance_row(findings, model.name, None, k).accepted_per_drafted.value
         crossover = next(c for c in findings.crossovers if c.drafter == model.name and c.domain is None)
-        stops = (
-            "never"
-            if crossover.last_paying is None
-            else (f"{crossover.last_paying}" if crossover.first_not_paying else f"{crossover.last_paying} or more")
-        )
         relative = "?" if model.parameters is None or not size else f"{model.parameters / size:.2f}"
         rows.append(
             (
@@ -37,14 +33,14 @@ def summary(findings: Findings) -> Table:
                 estimate(best.speedup),
                 _plain(got.tokens_per_round),
                 _plain(got.break_even_tokens),
-                stops,
+                _pays_up_to(crossover),
             )
         )
     return table(
         f"Every drafter at batch {head.batch}, all domains: its size relative to the verifier, accepted per "
         f"drafted at draft length {k}, its best draft length, the speed-up there with its 95% interval, tokens "
         "per round (bonus included) obtained and needed to break even, and the largest batch up to which it "
-        f"pays. [measured, {sim_label(findings)}; n = {request_count(findings)} requests]",
+        f"pays. [measured, {sim_label(findings)}; {sample(findings)}]",
         ("Drafter", "Size", "Accepted", "Best length", "Speed-up", "Tokens", "Needed", "Pays up to"),
         rows,
         "lrrrrrrr",
@@ -54,3 +50,9 @@ def summary(findings: Findings) -> Table:
 
 def _plain(value: float | None) -> str:
     return "\u2014" if value is None else f"{value:.2f}"
+
+
+def _pays_up_to(crossover: Crossover) -> str:
+    if crossover.last_paying is None:
+        return "never"
+    return f"{crossover.last_paying}" + ("" if crossover.first_not_paying else " or more")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from analysis.findings import Findings
 from reports.document import Bullets, Paragraph
+from reports.sections.costs import cost_ratios
 from reports.text import breakable, listing
+
+_FEW_REQUESTS = 20
 
 
 def limits(findings: Findings) -> Bullets:
@@ -15,7 +18,8 @@ def limits(findings: Findings) -> Bullets:
         _replay(findings),
         _load(findings),
         _device(findings),
-        costs(findings),
+        _costs(findings),
+        _suspicious(findings),
         _extrapolation(findings),
         _unknown(findings),
         *(Paragraph(breakable(text, 40), lead="Warning.") for text in findings.warnings),
@@ -25,15 +29,16 @@ def limits(findings: Findings) -> Bullets:
 
 def _sample(findings: Findings) -> Paragraph:
     sizes = findings.sizes.requests
-    fewest = min(sizes.values())
-    counts = set(findings.sizes.requests_by_drafter.values())
-    partly = "" if len(counts) == 1 else " Not every drafter was recorded on every request (see the table of models)."
-    return Paragraph(
-        f"{sum(sizes.values())} requests over {len(sizes)} domains, the smallest with {fewest}. The intervals "
-        "say how much other prompts of the same kind would move the numbers; they know nothing of other kinds "
-        f"of prompts. With {fewest} requests an interval covers a little less than it says.{partly}",
-        lead="Sample.",
+    total, fewest = sum(sizes.values()), min(sizes.values())
+    text = (
+        f"{total} requests over {len(sizes)} domains, the smallest with {fewest}. The intervals say how much "
+        "other prompts of the same kind would move the numbers; they know nothing of other kinds of prompts."
     )
+    if fewest < _FEW_REQUESTS:
+        text += " Intervals over so few requests of a domain cover a little less often than they say."
+    if any(count != total for count in findings.sizes.requests_by_drafter.values()):
+        text += " Not every drafter was recorded on every request; each is compared with no speculation on its own."
+    return Paragraph(text, lead="Sample.")
 
 
 def _choice(findings: Findings) -> Paragraph:
@@ -65,7 +70,7 @@ def _load(findings: Findings) -> Paragraph:
         "Every simulation keeps its batch full of the recorded requests. There are no arrivals, no queue and "
         "no limit on cache memory; under light load the batch of a real engine is smaller than its maximum. A "
         "domain's figures are of its requests served among those of the other domains, with the time of a "
-        "step shared by the requests in it.",
+        "step shared by the requests in it. The drafter's own reading of the prompt is not charged.",
         lead="Load.",
     )
 
@@ -82,19 +87,44 @@ def _device(findings: Findings) -> Paragraph:
     return Paragraph(text, lead="Device.")
 
 
-def costs(findings: Findings) -> Paragraph:
+def _costs(findings: Findings) -> Paragraph:
     if findings.cost_source != "fitted":
         whose = "stated with the import" if findings.cost_source == "stated" else "assumed"
         return Paragraph(
             f"Step costs were {whose}, not measured; every speed-up is only as good as they are.", lead="Costs."
         )
-    errors = [f.held_out_error for f in findings.cost_fits if f.held_out_error is not None]
-    size = f"up to {100 * max(errors):.0f}% off" if errors else "not checked"
+    head = findings.answer.headline
+    error = findings.run(head.drafter, head.speculative_tokens, head.batch).cost_error
+    verify = [
+        f.held_out_error for f in findings.cost_fits if f.operation == "verify" and f.held_out_error is not None
+    ]
+    size = (
+        f"the verifier's steps are off by {100 * verify[0]:.0f}% on average" if verify else "nothing could be checked"
+    )
+    weighted = "" if error is None else f"; weighted by where the time of the headline's run goes, {100 * error:.0f}%"
     return Paragraph(
-        f"Fitted step costs are {size} on timings that they had not seen. Part of such an error cancels in a "
-        "ratio, but it is not in the intervals, which speak of requests alone. Timings on a shared machine "
-        "move by as much.",
+        f"On timings left out of the fit, {size}{weighted}. Part of such an error cancels in a ratio, but it "
+        "is not in the intervals, which speak of requests alone. Timings on a shared machine move by as much.",
         lead="Costs.",
+    )
+
+
+def _suspicious(findings: Findings) -> Paragraph | None:
+    """Drafters that are smaller than the verifier and were timed slower: the machine was busy with something else."""
+    sizes = {m.name: m.parameters_non_embedding for m in findings.provenance.models}
+    whole = sizes[findings.provenance.models[0].name]
+    slower = [
+        breakable(drafter)
+        for drafter, _, ratio in cost_ratios(findings)
+        if ratio > 1 and whole is not None and (sizes[drafter] or whole) < whole
+    ]
+    if not slower:
+        return None
+    return Paragraph(
+        f"A step of {listing(slower)} was timed slower than one of the verifier, which is larger. Either it "
+        "keeps the device less busy or the timings were disturbed; record them again on a quiet machine "
+        "before relying on it.",
+        lead="Timings.",
     )
 
 

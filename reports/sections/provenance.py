@@ -9,6 +9,7 @@ from reports.text import breakable, count, parameters
 
 
 def provenance(findings: Findings) -> tuple[Block, ...]:
+    """Models, setting and sample sizes."""
     facts, sizes = findings.provenance, findings.sizes
     models = table(
         "Verifier and drafters. Parameters count everything once; those of the embedding and the output head "
@@ -27,7 +28,7 @@ def provenance(findings: Findings) -> tuple[Block, ...]:
             for m in facts.models
         ],
         "llrrrlr",
-        ("1.3", "1", *("auto",) * 5),
+        ("1.6", "1.2", "auto", "auto", "auto", "0.8", "auto"),
     )
     memory = "" if facts.memory_bytes is None else f", {facts.memory_bytes / 2**30:.0f} GiB"
     threads = "" if facts.threads is None else f", {facts.threads} thread{'s' * (facts.threads != 1)}"

@@ -8,11 +8,11 @@ from analysis.findings import Findings
 from reports import answer
 from reports.document import Block, Figure, Paragraph, table
 from reports.figures import Drawing
-from reports.sections.common import request_count
-from reports.text import breakable, listing, short, sim_label
+from reports.text import breakable, listing, sample, short, sim_label
 
 
 def speedup(findings: Findings, drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
+    """The map, the best length per batch size, and the same by domain."""
     batches = findings.settings.batches
     rows = []
     for drafter in findings.drafters:
@@ -24,7 +24,7 @@ def speedup(findings: Findings, drawings: Mapping[str, Drawing]) -> tuple[Block,
         Figure.of(drawings["speedup-map"]),
         table(
             "Best draft length by batch size, all domains; 0 means do not speculate. In brackets the lengths "
-            f"that cannot be told apart from it. [{sim_label(findings)}; n = {request_count(findings)} requests]",
+            f"that cannot be told apart from it. [{sim_label(findings)}; {sample(findings)}]",
             ("Drafter", *(f"Batch {b}" for b in batches)),
             rows,
             "l" + "c" * len(batches),
@@ -61,7 +61,7 @@ def _best_by_domain(findings: Findings) -> list[Block]:
             table(
                 "Best draft length and its speed-up by domain and batch size; a question mark where the "
                 "interval reaches down to 1 or the gain is smaller than the error of the costs. "
-                f"[{sim_label(findings)}; n = {request_count(findings)} requests]",
+                f"[{sim_label(findings)}; {sample(findings)}]",
                 ("Drafter", "Domain", *(f"Batch {b}" for b in batches)),
                 rows,
                 "ll" + "r" * len(batches),

@@ -209,9 +209,7 @@ def test_disagreements_are_counted(tiny, drafters):
     prompts, outputs = written(tiny, GREEDY, rows=2)
     wrong = [cut([(x + 1) % 97 for x in o.ids], frozenset()) for o in outputs]
     requests = [Request(f"r{i}", "chat", tuple(p)) for i, p in enumerate(prompts)]
-    recording = record(
-        tiny.model, drafters, requests, wrong, GREEDY, seeded(), gamma_max=1, rollout_stride=0
-    )
+    recording = record(tiny.model, drafters, requests, wrong, GREEDY, seeded(), gamma_max=1, rollout_stride=0)
     matches = sum(
         int(logits_after(tiny.model, [*p, *o.ids[:t]]).argmax()) == o.ids[t]
         for p, o in zip(prompts, wrong, strict=True)

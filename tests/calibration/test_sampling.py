@@ -15,7 +15,7 @@ import calibration.sampling as sampling
 from calibration.sampling import distribution, draw, entropy, generator_for, processed, residual
 from calibration.traces import DecodingInfo
 
-LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=40)
+LOGITS = st.lists(st.integers(-32, 32).map(lambda i: i / 4), min_size=2, max_size=40)
 WEIGHTS = st.lists(st.integers(0, 9), min_size=6, max_size=6).filter(any)
 
 

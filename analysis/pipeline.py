@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.acceptance import AcceptanceRow, DepthPoint, acceptance_rows, depth_points, replay_all
-from analysis.bootstrap import METHOD, ClusterBootstrap, number
+from analysis.bootstrap import ClusterBootstrap, describe, number
 from analysis.costfit import CostFit, cost_fits
 from analysis.findings import Answer, CostSource, Findings, ModelFact, Provenance, RunShare, Sizes, StudySettings
 from analysis.grid import CellRun, Progress, baselines, grid_cells, requests_of, run_grid
@@ -34,13 +34,14 @@ def study(
     """
     chosen = settings or StudySettings()
     source = _cost_source(traces, chosen)
+    reference = _reference(traces.manifest, chosen.draft_tokens)
     cells = grid_cells(traces, chosen.draft_tokens, chosen.batches)
     bootstrap = ClusterBootstrap(
         traces.sequences["domain"].to_pylist(), np.random.default_rng(chosen.seed), draws=chosen.draws
     )
-    runs = run_grid(traces, cells, costs=chosen.costs, seed=chosen.seed, workers=workers, progress=progress)
     domains: tuple[str | None, ...] = (None, *bootstrap.domains)
     acceptance, depth = _acceptance(traces, chosen, bootstrap, domains)
+    runs = run_grid(traces, cells, costs=chosen.costs, seed=chosen.seed, workers=workers, progress=progress)
     baseline = baselines(traces)
     best = best_lengths(runs, baseline, bootstrap, domains)
     crossing = crossovers(best)
@@ -49,8 +50,8 @@ def study(
         settings=chosen,
         provenance=_provenance(traces.manifest),
         sizes=_sizes(traces),
-        method=METHOD.replace("2,000", f"{chosen.draws:,}"),
-        reference_draft_tokens=_reference(traces.manifest, chosen.draft_tokens),
+        method=describe(chosen.draws),
+        reference_draft_tokens=reference,
         acceptance=acceptance,
         depth=depth,
         speedup=tuple(speedup_cells(runs, baseline, bootstrap, domains)),

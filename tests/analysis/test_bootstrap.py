@@ -1,0 +1,102 @@
+"""Intervals: they cover on clustered data where naive ones do not, they pair, and they know when to be silent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis.bootstrap import ClusterBootstrap, Estimate, number
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[..., :1] / sums[..., 1:2]
+
+
+def clustered_sums(rng: np.random.Generator, requests: int, trials: int = 50) -> np.ndarray:
+    """Accepted and drafted tokens of requests whose own rates follow Beta(2, 2), mean one half."""
+    rates = rng.beta(2, 2, requests)
+    return np.stack([rng.binomial(trials, rates), np.full(requests, trials)], axis=1).astype(float)
+
+
+@pytest.mark.parametrize("requests", [12, 40])
+def test_interval_covers_and_naive_one_does_not(requests: int) -> None:
+    rng = np.random.default_rng(7)
+    hits = naive = 0
+    repeats = 400
+    for _ in range(repeats):
+        sums = clustered_sums(rng, requests)
+        (found,) = ClusterBootstrap(["chat"] * requests, rng, draws=500).estimates(ratio, sums)
+        assert found.value is not None
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 0.5 <= found.high
+        spread = 1.96 * np.sqrt(found.value * (1 - found.value) / sums[:, 1].sum())
+        naive += abs(found.value - 0.5) <= spread
+    # 3 binomial standard errors of 400 repeats at 95% are 0.033; few clusters cost another point or two.
+    assert 0.90 <= hits / repeats <= 0.99
+    assert naive / repeats < 0.65
+
+
+def test_expanded_interval_has_the_width_of_students() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=8)
+    sums = np.stack([values, np.ones(8)], axis=1)
+    (found,) = ClusterBootstrap(["chat"] * 8, rng, draws=20_000).estimates(ratio, sums)
+    assert found.low is not None
+    assert found.high is not None
+    student = 2 * 2.365 * values.std(ddof=1) / np.sqrt(8)
+    assert found.high - found.low == pytest.approx(student, rel=0.1)
+
+
+def test_pooled_domains_keep_their_mix() -> None:
+    """Two domains without spread inside: the pooled ratio cannot move, whatever is drawn."""
+    domains = ["a"] * 5 + ["b"] * 5
+    sums = np.array([[1.0, 10.0]] * 5 + [[9.0, 10.0]] * 5)
+    bootstrap = ClusterBootstrap(domains, np.random.default_rng(0), draws=200)
+    assert bootstrap.estimates(ratio, sums) == (Estimate(0.5, 0.5, 0.5, 10),)
+    assert bootstrap.estimates(ratio, sums, "b") == (Estimate(0.9, 0.9, 0.9, 5),)
+
+
+def test_resampled_requests_are_shared_by_all_statistics() -> None:
+    rng = np.random.default_rng(1)
+    sums = clustered_sums(rng, 20)
+    bootstrap = ClusterBootstrap(["chat"] * 20, rng, draws=300)
+    both = np.concatenate([sums, sums], axis=1)
+    (same,) = bootstrap.estimates(lambda s: ratio(s) / ratio(s[..., 2:]), both)
+    assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
+
+
+def test_one_request_or_nothing_drafted_has_no_interval() -> None:
+    bootstrap = ClusterBootstrap(["a", "b", "b"], np.random.default_rng(0), draws=200)
+    sums = np.array([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    assert bootstrap.estimates(ratio, sums, "a") == (Estimate(0.5, None, None, 1),)
+    assert bootstrap.estimates(ratio, sums, "b") == (Estimate(None, None, None, 0),)
+
+
+def test_same_seed_same_interval() -> None:
+    sums = clustered_sums(np.random.default_rng(2), 30)
+    found = [
+        ClusterBootstrap(["chat"] * 30, np.random.default_rng(seed), draws=200).estimates(ratio, sums)
+        for seed in (5, 5, 6)
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+def test_number_keeps_six_digits_and_says_missing() -> None:
+    assert number(1 / 3) == 0.333333
+    assert number(float("nan")) is None
+    assert number(None) is None
+    assert Estimate(1.234, 1.1, None, 3).text == "1.23"
+    assert Estimate(1.234, 1.1, 1.3, 3).text == "1.23 [1.10, 1.30]"
+    assert Estimate(None, None, None, 0).text == "-"
+
+
+def test_a_rate_of_zero_or_one_gets_the_exact_bound() -> None:
+    """The bootstrap sees no spread in 0 of m; the binomial law says what m requests cannot rule out."""
+    never = Estimate(0.0, 0.0, 0.0, 40).bounded(12)
+    assert never.high == pytest.approx(1 - 0.025 ** (1 / 12), rel=1e-5)
+    assert (never.value, never.low, never.requests) == (0.0, 0.0, 12)
+    always = Estimate(1.0, 1.0, 1.0, 40).bounded(12)
+    assert always.low == pytest.approx(0.025 ** (1 / 12), rel=1e-4)
+    assert Estimate(0.4, 0.3, 0.5, 40).bounded(12) == Estimate(0.4, 0.3, 0.5, 12)
+    assert Estimate(None, None, None, 0).bounded(0) == Estimate(None, None, None, 0)
