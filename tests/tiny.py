@@ -69,7 +69,9 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def random_prompts(seed: int, rows: int, low: int = 2, high: int = 12, vocabulary: int = VOCABULARY) -> list[list[int]]:
+def random_prompts(
+    seed: int, rows: int, low: int = 2, high: int = 12, vocabulary: int = VOCABULARY
+) -> list[list[int]]:
     """Prompts of mixed lengths."""
     import numpy as np
 
