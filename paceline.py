@@ -176,7 +176,9 @@ def _report(source: str, out: Path, workers: int) -> None:
     traces = _traces(source)
     with _progress() as progress:
         findings = study(traces, workers=workers, progress=lambda done, total: progress("simulate", done, total))
-        path = write_report(findings, out / "report.pdf", lambda done, total: progress("report", done, total))
+        path = write_report(
+            findings, out / "report.pdf", progress=lambda done, total: progress("report", done, total)
+        )
     _print(summary_table(findings))
     click.echo(f"{path}")
 
@@ -273,8 +275,10 @@ def traces() -> None:
 def show(folder: str) -> None:
     """Describe the TraceSet in FOLDER (or a bundled one by name)."""
     from calibration.traces.show import show as describe
+    from reports import definitions_table
 
-    _print(describe(_traces(folder)))
+    described = _traces(folder)
+    _print(describe(described), definitions_table(described))
 
 
 @traces.command()

@@ -1,4 +1,4 @@
-"""The summary for the terminal."""
+"""Tables for the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from reports.answer import best_at, cell, verdict
 from reports.text import estimate, sample, short
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
+
+    from calibration.traces import TraceSet
 
 
 def summary_table(findings: Findings) -> Table:
@@ -41,4 +44,51 @@ def summary_table(findings: Findings) -> Table:
             "-" if got.break_even_tokens is None else f"{got.break_even_tokens:.2f}",
             "-" if crossover.last_paying is None else str(crossover.last_paying),
         )
+    return table
+
+
+def definitions_table(traces: TraceSet, draft_tokens: int = 4) -> Group:
+    """Give rich tables: acceptance of every drafter under each definition in use, rounds of `draft_tokens`.
+
+    Replayed from the recording, all domains pooled, 95% intervals over requests; see `analysis.acceptance`.
+    """
+    import numpy as np
+    from rich.console import Group
+    from rich.text import Text
+
+    from analysis.acceptance import acceptance_rows, depth_points
+    from analysis.bootstrap import ClusterBootstrap
+    from analysis.rounds import recording, replay_rounds
+
+    bootstrap = ClusterBootstrap(traces.sequences["domain"].to_pylist(), np.random.default_rng(0))
+    rates = _plain_table(
+        f"Acceptance by definition, rounds that draft {draft_tokens}; 95% intervals over requests",
+        ("accepted/drafted", "position rate", "mean overlap", "geometric"),
+    )
+    depths = _plain_table(
+        "Conditional acceptance by depth, and tokens per round (bonus token included there only)",
+        (*(f"depth {depth}" for depth in range(1, draft_tokens + 1)), "tokens per round"),
+    )
+    for info in traces.manifest.drafters:
+        recorded = recording(traces, info.name)
+        length = min(draft_tokens, info.max_draft_tokens or draft_tokens)
+        rounds = replay_rounds(recorded, length)
+        (row,) = acceptance_rows(recorded, rounds, bootstrap, [None])
+        name = Text(info.name if length == draft_tokens else f"{info.name} (drafts {length})")
+        values = (row.accepted_per_drafted, row.position_rate, row.mean_overlap, row.geometric_rate)
+        rates.add_row(name, *(estimate(value).replace("0.", ".") for value in values))
+        points = [point.conditional.value for point in depth_points(recorded, rounds, bootstrap, [None])]
+        cells = ["-" if value is None else f"{value:.2f}" for value in points]
+        depths.add_row(name, *cells, *[""] * (draft_tokens - length), estimate(row.tokens_per_round))
+    return Group(rates, depths)
+
+
+def _plain_table(title: str, columns: tuple[str, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("drafter", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -109,7 +109,7 @@ def folder(tmp_path: Path) -> Path:
 def test_traces_show_and_validate(folder: Path) -> None:
     shown = run("traces", "show", str(folder))
     assert shown.exit_code == 0, shown.output
-    for word in ("verifier", "drafter", "chat", "code", "token match", "greedy"):
+    for word in ("verifier", "drafter", "chat", "code", "match", "greedy", "accepted/drafted", "depth 4"):
         assert word in shown.output
     checked = run("traces", "validate", str(folder))
     assert checked.exit_code == 0

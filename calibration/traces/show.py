@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -48,6 +49,10 @@ def _header(traces: TraceSet) -> RenderableType:
     return lines
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
 def _count(value: int | None) -> str:
     if value is None:
         return "-"
@@ -55,13 +60,13 @@ def _count(value: int | None) -> str:
 
 
 def _models(manifest: Manifest) -> Table:
-    table = Table(title="Models", title_justify="left")
+    table = _table("Models")
     for name in ("name", "role"):
-        table.add_column(name)
-    for name in ("parameters", "non-embedding", "layers", "hidden", "dtype"):
+        table.add_column(name, no_wrap=True)
+    for name in ("parameters", "no embedding", "layers", "hidden", "dtype"):
         table.add_column(name, justify="right")
     models: list[tuple[ModelInfo, str]] = [(manifest.verifier, "verifier")]
-    models += [(info, f"drafter: {info.paradigm}") for info in manifest.drafters]
+    models += [(info, info.paradigm) for info in manifest.drafters]
     for info, role in models:
         table.add_row(
             Text(info.name),
@@ -76,7 +81,7 @@ def _models(manifest: Manifest) -> Table:
 
 
 def _domains(traces: TraceSet) -> Table:
-    table = Table(title="Domains", title_justify="left")
+    table = _table("Domains")
     table.add_column("domain")
     for name in ("sequences", "prompt tokens", "output tokens", "ended by itself"):
         table.add_column(name, justify="right")
@@ -96,9 +101,9 @@ def _domains(traces: TraceSet) -> Table:
 
 
 def _acceptance(traces: TraceSet) -> Table:
-    table = Table(title="Acceptance over all positions (bonus token excluded)", title_justify="left")
-    table.add_column("drafter")
-    for name in ("positions", "token match", "mean overlap", "mean run", "proposes", "mean confidence"):
+    table = _table("Acceptance over all positions (bonus token excluded)")
+    table.add_column("drafter", no_wrap=True)
+    for name in ("positions", "match", "overlap", "run", "proposes", "confidence"):
         table.add_column(name, justify="right")
     positions = traces.positions
     for info in traces.manifest.drafters:
@@ -106,9 +111,9 @@ def _acceptance(traces: TraceSet) -> Table:
         if mine.num_rows:
             table.add_row(Text(info.name), f"{mine.num_rows:,}", *_acceptance_cells(mine))
     table.caption = (
-        "token match: mean probability that a token drafted at a position is accepted; "
-        "mean overlap: sum of min(p, q); mean run: drafted tokens that match when drafting goes on; "
-        "proposes: positions with any proposal"
+        "Means over positions. match: probability that a token drafted there is accepted; overlap: sum of min(p, q); "
+        "run: drafted tokens that match when drafting goes on; proposes: positions with any proposal; confidence: "
+        "largest probability of the drafter"
     )
     return table
 
