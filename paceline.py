@@ -121,6 +121,11 @@ def _progress() -> Iterator[Progress]:
         yield advance
 
 
+def _stage(progress: Progress, stage: str) -> Callable[[int, int], None]:
+    """Give a callback ``(done, total)`` for one stage."""
+    return lambda done, total: progress(stage, done, total)
+
+
 def _print(*objects: Any) -> None:
     from rich.console import Console
 
@@ -137,6 +142,11 @@ def _traces(source: str) -> TraceSet:
     if not Path(source).exists():
         raise TraceError(f"{source}: no such folder or bundled TraceSet{did_you_mean(source, bundled_names())}")
     return TraceSet.read(source)
+
+
+_WORKERS = click.option(
+    "--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes; results do not depend on it."
+)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -175,10 +185,8 @@ def _report(source: str, out: Path, workers: int) -> None:
 
     traces = _traces(source)
     with _progress() as progress:
-        findings = study(traces, workers=workers, progress=lambda done, total: progress("simulate", done, total))
-        path = write_report(
-            findings, out / "report.pdf", progress=lambda done, total: progress("report", done, total)
-        )
+        findings = study(traces, workers=workers, progress=_stage(progress, "simulate"))
+        path = write_report(findings, out / "report.pdf", progress=_stage(progress, "report"))
     _print(summary_table(findings))
     click.echo(f"{path}")
 
@@ -186,29 +194,73 @@ def _report(source: str, out: Path, workers: int) -> None:
 @main.command("simulate")
 @click.argument("scenario", type=click.Path(dir_okay=False))
 @click.option("--out", required=True, help="Folder for summary.json, requests.parquet and iterations.parquet.")
-def simulate_command(scenario: str, out: str) -> None:
+@click.option("--replications", type=click.IntRange(2), help="Run that many seeds; give means with intervals.")
+@_WORKERS
+def simulate_command(scenario: str, out: str, replications: int | None, workers: int) -> None:
     """Run SCENARIO (a TOML file) and write its results."""
-    from simulator import load_scenario
+    from simulator import load_scenario, replicate
     from simulator import simulate as run
+    from simulator.tables import replications_table, summary_table
 
     loaded = load_scenario(scenario)
     with _progress() as progress:
-        result = run(loaded, progress=lambda done, total: progress("simulate", done, total))
-    path = result.write(out)
-    _print(_summary(result.summary))
+        if replications:
+            several = replicate(loaded, replications, workers=workers, progress=_stage(progress, "simulate"))
+            path, table = several.write(out), replications_table(several)
+        else:
+            result = run(loaded, progress=_stage(progress, "simulate"))
+            path, table = result.write(out), summary_table(result.summary)
+    _print(table)
     click.echo(f"{path}")
 
 
-def _summary(summary: dict[str, Any]) -> Any:
-    from rich.table import Table
+@main.command("compare")
+@click.argument("scenarios", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option("--replications", default=10, show_default=True, type=click.IntRange(2), help="Seeds, shared by all.")
+@click.option("--out", help="Folder for comparison.json and the table of runs.")
+@_WORKERS
+def compare_command(scenarios: tuple[str, ...], replications: int, out: str | None, workers: int) -> None:
+    """Run the first of SCENARIOS against each other one, on the same luck."""
+    from simulator import compare, load_scenario
+    from simulator.tables import comparison_table
 
-    table = Table(title="Simulated", title_justify="left", show_header=False)
-    table.add_column("name")
-    table.add_column("value", justify="right")
-    for name, value in summary.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.4g}")
-    return table
+    loaded = [load_scenario(path) for path in scenarios]
+    with _progress() as progress:
+        found = compare(*loaded, replications=replications, workers=workers, progress=_stage(progress, "simulate"))
+    _print(comparison_table(found))
+    if out:
+        click.echo(f"{found.write(out)}")
+
+
+@main.command("sweep")
+@click.argument("scenario", type=click.Path(dir_okay=False))
+@click.argument("axes", nargs=-1, metavar="[KEY=VALUE,VALUE...]...")
+@click.option("--out", required=True, help="Table to write: .csv or .parquet.")
+@click.option("--store", help="sqlite file that keeps finished cells; default: beside --out.")
+@click.option("--replications", type=click.IntRange(1), help="Seeds per cell.")
+@_WORKERS
+def sweep_command(
+    scenario: str, axes: tuple[str, ...], out: str, store: str | None, replications: int | None, workers: int
+) -> None:
+    """Run SCENARIO for every combination of values, e.g. stopping.draft_tokens=1,2,4 engine.max_num_seqs=1,8.
+
+    Finished cells are kept: an interrupted sweep goes on where it stopped.
+    """
+    from simulator import load_sweep, run_sweep
+    from simulator.sweep import check_format
+    from simulator.tables import sweep_table
+
+    check_format(out)
+    plan = load_sweep(scenario, axes, replications)
+    with _progress() as progress:
+        found = run_sweep(
+            plan,
+            store=store or Path(out).with_suffix(".sqlite"),
+            workers=workers,
+            progress=_stage(progress, "sweep"),
+        )
+    _print(sweep_table(found))
+    click.echo(f"{found.write(out)}")
 
 
 @main.command()

@@ -131,7 +131,7 @@ def load_verifier(
         with quiet_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(where)
             model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=choose_dtype(dtype, place))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RuntimeError, require("safetensors").SafetensorError) as fault:
         reason = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
         hint = did_you_mean(name, PUBLISHED)
         rule = "must be a published name, a model folder or a hub name that can be loaded"

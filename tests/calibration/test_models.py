@@ -52,6 +52,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         load_verifier(str(tmp_path), device="cpu")
 
 
+def test_damaged_weights_are_refused(tmp_path):
+    folder = save_tiny(tmp_path / "damaged")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CalibrationError, match="verifier 'damaged': must be"):
+        load_verifier(str(folder), device="cpu")
+
+
 def test_devices_and_dtypes():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32

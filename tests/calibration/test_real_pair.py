@@ -68,7 +68,7 @@ def record(verifier, folder, drafters, *, prompts, longest, tokens, **options):
 @pytest.fixture(scope="module")
 def greedy(smollm2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("greedy")
-    return record(smollm2, folder, DRAFTERS, prompts=8, longest=90, tokens=24, rollout_stride=0)
+    return record(smollm2, folder, DRAFTERS, prompts=8, longest=90, tokens=16, rollout_stride=0)
 
 
 def replay(positions, gamma, output_tokens):
@@ -99,7 +99,7 @@ def test_greedy_replay_equals_the_live_run_round_by_round(smollm2, drafters, gre
         [ids.tolist() for ids in sequences.prompt_token_ids],
         gamma=gamma,
         decoding=GREEDY,
-        max_new_tokens=24,
+        max_new_tokens=16,
         end_ids=smollm2.end_ids,
         generator=generator_for(CPU, 0),
     )
@@ -113,14 +113,13 @@ def test_greedy_replay_equals_the_live_run_round_by_round(smollm2, drafters, gre
 
 # Sampled: acceptance by depth.
 
-SAMPLED_DRAFTER, GAMMA, ROWS, TOKENS = "exit-28", 4, 32, 160
+SAMPLED_DRAFTER, GAMMA, ROWS, TOKENS = "skip-13-17", 3, 32, 148
 
 
 @pytest.fixture(scope="module")
-def sampled_prompts(smollm2):
-    texts = [p.text for file in load_prompts() for p in file.prompts]
-    ids = sorted((smollm2.encode(text) for text in texts), key=len)
-    return ids[:ROWS]
+def sampled_prompts(smollm2, tmp_path_factory):
+    path = prompt_file(tmp_path_factory.mktemp("sampled"), smollm2, ROWS, 90)
+    return [smollm2.encode(json.loads(line)["text"]) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +131,7 @@ def sampled_runs(smollm2, drafters, sampled_prompts):
         gamma=GAMMA,
         decoding=SAMPLED,
         max_new_tokens=TOKENS,
-        end_ids=smollm2.end_ids,
+        end_ids=frozenset(),  # rows of one length: none rides along for nothing
         generator=generator_for(CPU, 2),
     )
 
@@ -162,7 +161,7 @@ def test_sampled_acceptance_given_the_live_text(smollm2, drafters, sampled_promp
             a = float(accept[row, position])
             difference[depth] += accepted - a
             variance[depth] += a * (1 - a)
-    assert (variance > 20).all()
+    assert (variance > 10).all()
     assert (np.abs(difference) < 3 * np.sqrt(variance)).all()
 
 
@@ -195,13 +194,15 @@ def ratio(tried, taken):
 
 
 def test_sampled_acceptance_predicted_from_a_trace_of_other_text(smollm2, sampled_runs, tmp_path):
+    """Same prompts, other draws: the replay of one text against the live run of another, over the same horizon."""
+    horizon = 48
     traces = record(
         smollm2,
         tmp_path,
         (SAMPLED_DRAFTER,),
         prompts=ROWS,
         longest=90,
-        tokens=64,
+        tokens=horizon,
         rollout_stride=0,
         temperature=SAMPLED.temperature,
         top_p=SAMPLED.top_p,
@@ -211,8 +212,11 @@ def test_sampled_acceptance_predicted_from_a_trace_of_other_text(smollm2, sample
     predicted = [expected_counts(column.to_numpy(), GAMMA) for _, column in groups]
     observed = np.zeros((len(sampled_runs), 2, GAMMA))
     for row, run in enumerate(sampled_runs):
-        for _, depth, accepted in attempts(run):
-            observed[row, :, depth] += 1, accepted
+        ends = [t for t, token in enumerate(run.ids) if token in smollm2.end_ids]
+        length = min([horizon, *(t + 1 for t in ends)])
+        for position, depth, accepted in attempts(run):
+            if position < length:
+                observed[row, :, depth] += 1, accepted
     replayed, replay_se = ratio(*(np.array(part) for part in zip(*predicted, strict=True)))
     measured, live_se = ratio(observed[:, 0], observed[:, 1])
     assert (replay_se < 0.1).all()
