@@ -76,13 +76,18 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much was recorded. ``requests`` and ``output_tokens`` by domain; ``positions`` over all drafters."""
+    """How much was recorded. ``requests`` and ``output_tokens`` by domain; ``positions`` over all drafters.
+
+    ``repetition``: share of output tokens that follow the same 16 tokens as once before in the same output; None
+    where token ids were not recorded.
+    """
 
     requests: dict[str, int]
     requests_by_drafter: dict[str, int]
     output_tokens: dict[str, int]
     positions: int
     timed_steps: int
+    repetition: float | None = None
 
 
 @dataclass(frozen=True)

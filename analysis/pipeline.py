@@ -14,6 +14,7 @@ from analysis.grid import CellRun, Progress, baselines, grid_cells, requests_of,
 from analysis.rounds import recording
 from analysis.speedup import BestLength, Crossover, best_lengths, crossovers, speedup_cells
 from calibration.errors import CostError, ReplayError
+from calibration.ngram import lookup_runs
 from calibration.traces import DrafterInfo, Manifest, ModelInfo, TraceSet
 
 REFERENCE_DRAFT_TOKENS = 4
@@ -172,7 +173,19 @@ def _sizes(traces: TraceSet) -> Sizes:
         requests[domain] = requests.get(domain, 0) + 1
         tokens[domain] = tokens.get(domain, 0) + count
     recorded = {name: len(requests_of(traces, name)) for name in traces.manifest.drafter_names}
-    return Sizes(requests, recorded, tokens, traces.positions.num_rows, traces.timings.num_rows)
+    timed = traces.timings.num_rows
+    return Sizes(requests, recorded, tokens, traces.positions.num_rows, timed, _repetition(traces))
+
+
+def _repetition(traces: TraceSet) -> float | None:
+    """Share of output tokens that follow the same 16 tokens as once before: the text runs in circles."""
+    repeated = total = 0
+    for ids in traces.sequences["output_token_ids"].to_pylist():
+        if ids is None:
+            return None
+        runs, _ = lookup_runs([], ids, ngram_max=16, ngram_min=16, max_draft_tokens=1)
+        repeated, total = repeated + sum(runs), total + len(ids)
+    return number(repeated / total)
 
 
 def _share(run: CellRun, fits: Sequence[CostFit]) -> RunShare:

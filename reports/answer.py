@@ -8,6 +8,9 @@ from reports.text import estimate, listing, named
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
+_MUCH_REPETITION = 0.1
+"""Share of repeated output from which the reader must know at once."""
+
 
 def question(findings: Findings) -> str:
     """The question that the report answers."""
@@ -41,7 +44,14 @@ def verdict(findings: Findings) -> str:
 
 def explanation(findings: Findings) -> list[str]:
     """The sentences below the verdict: why, what of the other drafters, what of single domains."""
-    parts = (_caution(findings), _why(findings), _lengths(findings), _others(findings), _by_domain(findings))
+    parts = (
+        _caution(findings),
+        _repetition(findings),
+        _why(findings),
+        _lengths(findings),
+        _others(findings),
+        _by_domain(findings),
+    )
     return [sentence for sentence in parts if sentence]
 
 
@@ -114,6 +124,14 @@ def _caution(findings: Findings) -> str:
         doubt = ", smaller than that error" if len(unsure) == len(rows) else ""
         parts.append(f"The simulation shows a gain again at {listing(gains)}{doubt}.")
     return " ".join(parts)
+
+
+def _repetition(findings: Findings) -> str:
+    """A warning that the recorded text is easier than most, where it is."""
+    share = findings.sizes.repetition
+    if share is None or share < _MUCH_REPETITION:
+        return ""
+    return f"{100 * share:.0f}% of the recorded output repeats itself word for word, which favours every drafter."
 
 
 def _why(findings: Findings) -> str:

@@ -8,12 +8,14 @@ from reports.sections.costs import cost_ratios
 from reports.text import breakable, listing
 
 _FEW_REQUESTS = 20
+_MUCH_REPETITION = 0.02
 
 
 def limits(findings: Findings) -> Bullets:
     """List the limits that apply to these findings."""
     items = [
         _sample(findings),
+        _repetition(findings),
         _choice(findings),
         _replay(findings),
         _load(findings),
@@ -39,6 +41,18 @@ def _sample(findings: Findings) -> Paragraph:
     if any(count != total for count in findings.sizes.requests_by_drafter.values()):
         text += " Not every drafter was recorded on every request; each is compared with no speculation on its own."
     return Paragraph(text, lead="Sample.")
+
+
+def _repetition(findings: Findings) -> Paragraph | None:
+    share = findings.sizes.repetition
+    if share is None or share < _MUCH_REPETITION:
+        return None
+    return Paragraph(
+        f"{100 * share:.0f}% of the output tokens follow the same 16 tokens as once before in their own output: the "
+        "verifier runs in circles there, and every drafter, prompt lookup most of all, finds such text easy. A "
+        "verifier that repeats itself less will see less acceptance.",
+        lead="Repetition.",
+    )
 
 
 def _choice(findings: Findings) -> Paragraph:

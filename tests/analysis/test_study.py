@@ -153,3 +153,16 @@ def test_spread_of_repeats_tells_a_noisy_machine() -> None:
     fits = cost_fits(TraceSet.build(traces.manifest, tables))
     assert {fit.repeat_spread for fit in fits} == {0.666667}
     assert {fit.repeat_spread for fit in cost_fits(traces)} == {None}
+
+
+def test_text_that_runs_in_circles_is_noticed() -> None:
+    """Of 100 tokens with a period of 20, the first 36 are new: 20 and the 16 of the first match."""
+    traces = iid_traces(0.5, np.random.default_rng(1), sequences=2, output_tokens=100)
+    columns = {name: traces.sequences[name].to_pylist() for name in traces.sequences.column_names}
+    circling, plain = [*range(20)] * 5, [*range(100)]
+    for ids, share in (([circling, plain], 0.5 * 0.64), ([plain, plain], 0.0), ([plain, None], None)):
+        changed = make_table("sequences", {**columns, "output_token_ids": ids})
+        again = TraceSet.build(traces.manifest, {"sequences": changed, "positions": traces.positions})
+        costs = {"verifier": {"kind": "linear", "base_s": 1.0}, "drafter": {"kind": "linear", "base_s": 0.1}}
+        settings = StudySettings(draft_tokens=(1,), batches=(1,), draws=100, costs=costs)
+        assert study(again, settings=settings, workers=1).sizes.repetition == share
