@@ -214,6 +214,14 @@ def simulate_command(scenario: str, out: str, replications: int | None, workers:
     click.echo(f"{path}")
 
 
+@main.command("keys")
+def keys_command() -> None:
+    """Print the reference of scenario keys (Markdown)."""
+    from simulator.reference import reference
+
+    click.echo(reference(), nl=False)
+
+
 @main.command("compare")
 @click.argument("scenarios", nargs=-1, required=True, type=click.Path(dir_okay=False))
 @click.option("--replications", default=10, show_default=True, type=click.IntRange(2), help="Seeds, shared by all.")

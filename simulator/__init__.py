@@ -5,9 +5,23 @@
 >>> result.summary["output_throughput"]
 """
 
+from simulator.axes import load_sweep
+from simulator.compare import compare
 from simulator.loading import load_scenario, parse_scenario
+from simulator.replicate import replicate
 from simulator.result import RunResult
 from simulator.run import simulate
 from simulator.scenario import Scenario
+from simulator.sweep import run_sweep
 
-__all__ = ["RunResult", "Scenario", "load_scenario", "parse_scenario", "simulate"]
+__all__ = [
+    "RunResult",
+    "Scenario",
+    "compare",
+    "load_scenario",
+    "load_sweep",
+    "parse_scenario",
+    "replicate",
+    "run_sweep",
+    "simulate",
+]

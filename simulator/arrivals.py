@@ -47,8 +47,8 @@ def read_arrivals(path: Path, rows: int | None = None) -> list[Arrival]:
                 if rows is not None and len(arrivals) == rows:
                     break
                 arrivals.append(_arrival(row, f"{path}:{reader.line_num}", faults))
-    if not faults and not arrivals:
-        faults.append(f"{path}: must hold at least one row")
+    if not faults and len(arrivals) < (rows or 1):
+        faults.append(f"{path}: must hold at least {rows or 1} rows (workload.requests), got {len(arrivals)}")
     if faults:
         more = [f"{path}: and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
         raise ScenarioError("\n".join(faults[:_SHOWN] + more))

@@ -72,10 +72,10 @@ class FittedStep:
     """Seconds of a step: f(N) + batch_s * (b - 1) + (context_s + wide_s * [N > b]) * C.
 
     b sequences have N new and C cached tokens between them; [N > b]: some sequence has several new tokens, and
-    attention leaves the path made for one. f is piecewise linear between the measured N, f(0) >= 0, and never falls; no coefficient
-    is negative, so a step never gets cheaper by one more sequence, token or cached token. Beyond the largest N
-    measured f goes on with the steeper of its last slope and its mean slope. Coefficients minimise the squared
-    relative error over the cells (non-negative least squares).
+    attention leaves the path made for one. f is piecewise linear between the measured N, f(0) >= 0, and never
+    falls; no coefficient is negative, so a step never gets cheaper by one more sequence, token or cached token.
+    Beyond the largest measured N, f goes on with the steeper of its last slope and its mean slope. Coefficients
+    minimise the squared relative error over the cells (non-negative least squares).
 
     Errors are mean and worst absolute relative errors; *held out*: each cell predicted by a fit to all the others
     (missing below four cells).
@@ -198,7 +198,7 @@ def _fit(cells: Cells) -> Curve:
     # Columns of very different size would spoil the conditioning.
     scale = np.array([max(float(column.max()), 1.0) for column in columns])
     weighted = np.stack(columns, axis=1) / scale / cells.seconds[:, None]
-    solution = np.array([_digits(x) for x in nnls(weighted, np.ones_like(total))[0] / scale])
+    solution = np.array([_digits(x) for x in nnls(weighted, np.ones_like(total), maxiter=10_000)[0] / scale])
     first, slopes, linear = solution[0], solution[1 : len(knots)], solution[len(knots) :].tolist()
     values = first + np.concatenate(([0.0], np.cumsum(slopes * np.diff(knots))))
     beyond = max(float(slopes[-1]), float(values[-1] - values[0]) / float(knots[-1])) if len(slopes) else 0.0

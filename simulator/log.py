@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,14 @@ class Columns:
             append(value)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Give one column as a numpy array."""
+        """Give one column as a numpy array: a view, so that no row may be added while it lives."""
         column = self._arrays[name]
-        return np.array(column, dtype=np.float64 if column.typecode == "d" else np.int64)
+        dtype = np.float64 if column.typecode == "d" else np.int64
+        return np.frombuffer(column, dtype) if len(column) else np.zeros(0, dtype)
+
+    def all(self) -> dict[str, NDArray[Any]]:
+        """Give all columns."""
+        return {name: self[name] for name in self._arrays}
 
 
 class AcceptanceCounts:
@@ -64,8 +70,26 @@ class AcceptanceCounts:
         return self._counts
 
 
+@dataclass(slots=True)
+class Counters:
+    """What a scheduler counts: preemptions, tokens computed again or swapped out, and prefix cache use in tokens.
+
+    `prefix_queries` and `prefix_hits` count prompts when they are first admitted.
+    """
+
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    swapped_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+PREFILL, DECODE, MIXED = range(3)
+"""Kinds of iterations."""
+
+
 class RunLog:
-    """Everything that an engine notes, in the order in which it happened."""
+    """Everything that one replica notes, in the order in which it happened."""
 
     def __init__(self) -> None:
         self.rounds = 0
@@ -74,7 +98,7 @@ class RunLog:
         """Rounds of a slot in which at least one token was drafted."""
         self.accepted = AcceptanceCounts()
         self.iterations = Columns(
-            prefill="q",
+            kind="q",
             start_s="d",
             duration_s="d",
             active="q",
@@ -85,7 +109,24 @@ class RunLog:
             context_tokens="q",
             draft_s="d",
             verify_s="d",
+            prefill_s="d",
+            prefill_tokens="q",
+            swap_s="d",
+            kv_blocks="q",
         )
+        self.stints = Columns(
+            request_id="q",
+            counted="q",
+            first_round="q",
+            last_round="q",
+            previous_s="d",
+            began_s="d",
+        )
+        """Stretches of rounds without a gap in which a request decoded; one for a request that is never preempted.
+
+        `began_s`: its emission before the first of these rounds; `previous_s`: the one before that where it lies
+        in another stretch, else missing.
+        """
         self.requests = Columns(
             request_id="q",
             sequence="q",
@@ -96,11 +137,12 @@ class RunLog:
             finish_s="d",
             prompt_tokens="q",
             output_tokens="q",
-            first_round="q",
-            last_round="q",
             drafted_tokens="q",
             accepted_tokens="q",
             prefill_share_s="d",
+            preemptions="q",
+            requeues="q",
+            cached_tokens="q",
         )
 
     def acceptance(self, drafted: IntArray, accepted: IntArray) -> None:

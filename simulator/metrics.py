@@ -6,92 +6,28 @@ request, as a streaming client sees it. TPOT = (end-to-end - TTFT) / (output tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from simulator.log import RunLog
-from simulator.replay import FloatArray, IntArray, SequenceTable
+from simulator.measure import Window, measured_window
+from simulator.record import Record, inter_token_latencies, longest_gaps
+from simulator.replay import FloatArray
+from simulator.scenario import Scenario
+from simulator.slo import goodput, money
 
 PERCENTILES = (90, 95, 99)
 
 
-def iterations_table(log: RunLog, overhead_s: float) -> pa.Table:
-    """Give one row per engine iteration; token counts are sums over its slots, contexts those at its start."""
-    kept = log.iterations
-    prefill = kept["prefill"].astype(bool)
-    return pa.table(
-        {
-            "iteration": np.arange(len(prefill)),
-            "kind": pa.array(np.where(prefill, "prefill", "decode"), type=pa.string()),
-            **{name: kept[name] for name in ("start_s", "duration_s", "active", "waiting")},
-            **{f"{name}_tokens": kept[f"{name}_tokens"] for name in ("drafted", "accepted", "emitted", "context")},
-            "draft_s": kept["draft_s"],
-            "verify_s": kept["verify_s"],
-            "overhead_s": np.full(len(prefill), overhead_s),
-        }
-    )
-
-
-def requests_table(log: RunLog, sequences: SequenceTable) -> pa.Table:
-    """Give one row per request that ended, in order of submission.
-
-    ``engine_seconds``: every iteration's duration shared equally among the slots it worked on (a prefill works on
-    the new ones only), so that the column sums to the busy time of the engine.
-    """
-    kept = log.requests
-    order = np.argsort(kept["request_id"], kind="stable")
-    columns = {name: kept[name][order] for name in ("request_id", "sequence", "first_round", "last_round")}
-    names = ("arrival_s", "start_s", "first_token_s", "finish_s", "prompt_tokens", "output_tokens")
-    first, last = columns["first_round"], columns["last_round"]
-    shares = np.concatenate(([0.0], np.cumsum(_decode(log, "duration_s") / _decode(log, "active"))))
-    return pa.table(
-        {
-            "request_id": columns["request_id"],
-            "sequence_id": pa.array([sequences.ids[i] for i in columns["sequence"].tolist()], type=pa.string()),
-            "domain": pa.array([sequences.domains[i] for i in columns["sequence"].tolist()], type=pa.string()),
-            "counted": kept["counted"][order].astype(bool),
-            **{name: kept[name][order] for name in names},
-            "rounds": last - first,
-            "drafted_tokens": kept["drafted_tokens"][order],
-            "accepted_tokens": kept["accepted_tokens"][order],
-            "engine_seconds": kept["prefill_share_s"][order] + (shares[last] - shares[first]),
-        }
-    )
-
-
-def _decode(log: RunLog, name: str) -> Any:
-    return log.iterations[name][log.iterations["prefill"] == 0]
-
-
-def inter_token_latencies(log: RunLog) -> tuple[FloatArray, IntArray]:
-    """Give (gap in seconds, how often it occurred) between emissions of counted requests.
-
-    A request takes part in a contiguous stretch of decode rounds. Its first gap starts at its own first token; all
-    others are the gaps between ends of neighbouring rounds, which their slots share.
-    """
-    counted = log.requests["counted"] == 1
-    first, last = log.requests["first_round"][counted], log.requests["last_round"][counted]
-    token = log.requests["first_token_s"][counted]
-    ends = _decode(log, "start_s") + _decode(log, "duration_s")
-    some = last > first
-    own = ends[first[some]] - token[some]
-    # How many counted requests were in rounds i-1 and i alike: +1 after the first round, -1 after the last one.
-    change = np.zeros(len(ends) + 1, dtype=np.int64)
-    np.add.at(change, first[some] + 1, 1)
-    np.add.at(change, last[some], -1)
-    shared = np.cumsum(change)[1 : len(ends)]
-    gaps = np.concatenate((own, np.diff(ends)))
-    return gaps, np.concatenate((np.ones(len(own), dtype=np.int64), shared))
-
-
 def spread(name: str, seconds: FloatArray) -> dict[str, float]:
     """Give mean, median, standard deviation and percentiles in ms; nothing where there is no value."""
-    if len(seconds) == 0:
+    return _spread_ms(name, seconds * 1000)
+
+
+def _spread_ms(name: str, ms: FloatArray) -> dict[str, float]:
+    if len(ms) == 0:
         return {}
-    ms = seconds * 1000
     return {
         f"mean_{name}_ms": float(np.mean(ms)),
         f"median_{name}_ms": float(np.median(ms)),
@@ -100,29 +36,39 @@ def spread(name: str, seconds: FloatArray) -> dict[str, float]:
     }
 
 
-def latencies(log: RunLog, requests: pa.Table) -> dict[str, float]:
-    """Give TTFT, TPOT, ITL and end-to-end latency of the counted requests."""
+def measured(requests: pa.Table, window: Window | None) -> pa.Table:
+    """Give the counted requests, those of `window` only."""
     counted = requests.filter(requests["counted"])
+    return counted if window is None else counted.filter(pa.array(window.keeps(counted["request_id"].to_numpy())))
+
+
+def latencies(record: Record, requests: pa.Table, window: Window | None = None) -> dict[str, float]:
+    """Give TTFT, TPOT, ITL and end-to-end latency of the counted requests, those of `window` only."""
+    counted = measured(requests, window)
     arrival, first, finish, tokens = (
         counted[name].to_numpy() for name in ("arrival_s", "first_token_s", "finish_s", "output_tokens")
     )
     several = tokens > 1
-    gaps, number = inter_token_latencies(log)
+    gaps, number = inter_token_latencies(record, window)
     return {
         **spread("ttft", first - arrival),
         **spread("tpot", (finish - first)[several] / (tokens[several] - 1)),
-        **spread("itl", np.repeat(gaps, number)),
+        **_spread_ms("itl", np.repeat(gaps * 1000, number)),
         **spread("e2el", finish - arrival),
     }
 
 
-def throughputs(requests: pa.Table, iterations: pa.Table) -> dict[str, float]:
-    """Give vLLM's totals over the counted requests, from the first arrival to the last end.
+def throughputs(requests: pa.Table, iterations: pa.Table, window: Window | None = None) -> dict[str, float]:
+    """Give vLLM's totals over the counted requests, from the first arrival (where `window` begins) to the last end.
 
-    ``engine_output_throughput`` also counts what fillers got in that time.
+    ``engine_output_throughput`` counts every token that the engine emitted in that time, also to fillers.
     """
-    counted = requests.filter(requests["counted"])
+    counted = measured(requests, window)
+    emitted = iterations["emitted_tokens"].to_numpy()
     began = float(counted["arrival_s"].to_numpy().min())
+    if window is not None and window.method is not None:
+        began = window.began_s
+        emitted = emitted[iterations["start_s"].to_numpy() + iterations["duration_s"].to_numpy() > began]
     duration = float(counted["finish_s"].to_numpy().max()) - began
     prompt, output = (int(counted[f"{name}_tokens"].to_numpy().sum()) for name in ("prompt", "output"))
     return {
@@ -133,43 +79,123 @@ def throughputs(requests: pa.Table, iterations: pa.Table) -> dict[str, float]:
         "request_throughput": counted.num_rows / duration,
         "output_throughput": output / duration,
         "total_token_throughput": (prompt + output) / duration,
-        "engine_output_throughput": float(iterations["emitted_tokens"].to_numpy().sum()) / duration,
+        "engine_output_throughput": float(emitted.sum()) / duration,
     }
 
 
-def acceptance(log: RunLog) -> dict[str, Any]:
-    """Give vLLM's counters of speculation over all rounds of the engine, fillers included.
+def acceptance(record: Record) -> dict[str, Any]:
+    """Give vLLM's counters of speculation over all rounds of all replicas, fillers included.
 
     A draft is a round of a slot with at least one drafted token. Rates are absent where nothing was drafted; the
     acceptance rate is in per cent; the length includes the bonus token; rates by position are unconditional
     (position 2 counts all drafts, not those that reached it).
     """
-    drafted, accepted = (int(log.iterations[f"{name}_tokens"].sum()) for name in ("drafted", "accepted"))
+    logs = [member.log for member in record.members]
+    drafted, accepted = (
+        sum(int(log.iterations[f"{name}_tokens"].sum()) for log in logs) for name in ("drafted", "accepted")
+    )
     counts = {
-        "spec_decode_num_drafts": log.drafts,
+        "spec_decode_num_drafts": record.drafts,
         "spec_decode_draft_tokens": drafted,
         "spec_decode_accepted_tokens": accepted,
     }
-    if not log.drafts:
+    if not record.drafts:
         return counts
-    reached = np.cumsum(log.accepted.by_length()[::-1])[::-1][1:]
+    reached = np.cumsum(record.accepted_by_length()[::-1])[::-1][1:]
     return {
         **counts,
         "spec_decode_acceptance_rate": 100 * accepted / drafted,
-        "spec_decode_acceptance_length": 1 + accepted / log.drafts,
-        "spec_decode_per_position_acceptance_rates": (reached / log.drafts).tolist(),
+        "spec_decode_acceptance_length": 1 + accepted / record.drafts,
+        "spec_decode_per_position_acceptance_rates": (reached / record.drafts).tolist(),
     }
 
 
 def where_time_went(iterations: pa.Table) -> dict[str, float]:
-    """Divide the time since the first iteration among drafting, verifying, prefill, overhead and idling."""
-    prefill = iterations["kind"].to_numpy(zero_copy_only=False) == "prefill"
-    draft, verify, overhead = (iterations[f"{name}_s"].to_numpy() for name in ("draft", "verify", "overhead"))
-    parts: Mapping[str, float] = {
+    """Divide the time of all replicas, from the first iteration to the last, among what they did.
+
+    Drafting, verifying, prefill, overhead, swapping (only where it occurred) and idling, down times included. Where
+    drafting overlaps verification, the parts add up to more than the time.
+    """
+    pure = iterations["kind"].to_numpy(zero_copy_only=False) == "prefill"
+    draft, verify, overhead, prefill = (
+        iterations[f"{name}_s"].to_numpy() for name in ("draft", "verify", "overhead", "prefill")
+    )
+    parts: dict[str, float] = {
         "draft_s": float(draft.sum()),
-        "verify_s": float(verify[~prefill].sum()),
-        "prefill_s": float(verify[prefill].sum()),
+        "verify_s": float((verify[~pure] - prefill[~pure]).sum()),
+        "prefill_s": float(prefill[pure].sum()) + float(prefill[~pure].sum()),
         "overhead_s": float(overhead.sum()),
     }
+    if "swap_s" in iterations.column_names:
+        parts["swap_s"] = float(iterations["swap_s"].to_numpy().sum())
     start, length = (iterations[name].to_numpy() for name in ("start_s", "duration_s"))
-    return {**parts, "idle_s": float((start[1:] - (start[:-1] + length[:-1])).sum())}
+    replica = iterations["replica"].to_numpy(zero_copy_only=False)
+    idle = 0.0
+    for name in dict.fromkeys(replica):
+        began, ended = start[replica == name], (start + length)[replica == name]
+        idle += float((began[1:] - ended[:-1]).sum()) + (began[0] - start[0]) + ((start + length).max() - ended[-1])
+    return {**parts, "idle_s": float(idle)}
+
+
+def memory(record: Record, iterations: pa.Table) -> dict[str, Any]:
+    """Give use of KV memory, preemptions and prefix caching, each only where it can occur.
+
+    Usage is the share of all KV blocks of the fleet that requests hold, its mean over the busy time of each replica.
+    Prefix cache queries and hits are tokens of prompts when they first start (vLLM's names).
+    """
+    limited = {member.name: member.num_blocks for member in record.members if member.num_blocks is not None}
+    counters = [member.counters for member in record.members]
+    found: dict[str, Any] = {}
+    if limited:
+        rows = np.isin(iterations["replica"].to_numpy(zero_copy_only=False), list(limited))
+        names = iterations["replica"].to_numpy(zero_copy_only=False)[rows]
+        total = np.array([limited[name] for name in names])
+        share = iterations["kv_blocks"].to_numpy(zero_copy_only=False)[rows] / total
+        length = iterations["duration_s"].to_numpy()[rows]
+        found |= {
+            "num_gpu_blocks": sum(limited.values()),
+            "mean_kv_cache_usage": float((share * length).sum() / length.sum()),
+            "peak_kv_cache_usage": float(share.max()),
+            "num_preemptions": sum(counter.preemptions for counter in counters),
+            "recomputed_tokens": sum(counter.recomputed_tokens for counter in counters),
+        }
+        if any(counter.swapped_tokens for counter in counters):
+            found["swapped_tokens"] = sum(counter.swapped_tokens for counter in counters)
+    queries, hits = (sum(getattr(counter, f"prefix_{name}") for counter in counters) for name in ("queries", "hits"))
+    if queries:
+        found |= {"prefix_cache_queries": queries, "prefix_cache_hits": hits, "prefix_cache_hit_rate": hits / queries}
+    return found
+
+
+def by_replica(record: Record, requests: pa.Table, iterations: pa.Table) -> dict[str, dict[str, Any]]:
+    """Give for every replica what it did: requests that ended there, its tokens, its busy time and its rounds."""
+    ended = requests["replica"].to_numpy(zero_copy_only=False)
+    rows = iterations["replica"].to_numpy(zero_copy_only=False)
+    found: dict[str, dict[str, Any]] = {}
+    for member in record.members:
+        mine = iterations.filter(pa.array(rows == member.name))
+        emitted = int(mine["emitted_tokens"].to_numpy().sum())
+        found[member.name] = {
+            "completed": int((ended == member.name).sum()),
+            "emitted_tokens": emitted,
+            "busy_s": float(mine["duration_s"].to_numpy().sum()),
+            "iterations": mine.num_rows,
+            "rounds": member.log.rounds,
+            "num_preemptions": member.counters.preemptions,
+        }
+    return found
+
+
+def service(record: Record, requests: pa.Table, iterations: pa.Table, scenario: Scenario) -> dict[str, Any]:
+    """Give throughputs, latencies, goodput and the price of tokens of what ``[measure]`` keeps of a run."""
+    window = measured_window(scenario.measure, requests)
+    totals = throughputs(requests, iterations, window)
+    kept = measured(requests, window)
+    gaps = longest_gaps(record, kept["request_id"].to_numpy()) if scenario.slo is not None else np.zeros(0)
+    return {
+        **totals,
+        **window.describe(),
+        **latencies(record, requests, window),
+        **goodput(scenario.slo, kept, totals["duration"], gaps),
+        **money(scenario.costs.usd_per_hour, totals["engine_output_throughput"]),
+    }

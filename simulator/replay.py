@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from calibration.errors import ReplayError
 from calibration.traces import DrafterInfo, TraceSet
+from simulator.blocks import Continuation
+from simulator.stretches import Stretches
+from simulator.workload_settings import BLOCK_TOKENS
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -34,8 +37,6 @@ class SequenceTable:
     domains: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
     output_tokens: tuple[int, ...]
-    rows: tuple[int, ...]
-    """Row of each in sequences.parquet."""
 
     def __len__(self) -> int:
         """Give the number of sequences."""
@@ -43,9 +44,11 @@ class SequenceTable:
 
 
 def select_sequences(
-    traces: TraceSet, *, domains: Sequence[str] | None = None, drafter: str | None = None
+    traces: TraceSet, *, domains: Sequence[str] | None = None, drafter: str | Sequence[str] | None = None
 ) -> SequenceTable:
     """Give the sequences of `domains` (default all) that were recorded with `drafter` (default: any or none).
+
+    Of several drafters: recorded with each of them.
 
     Raises `ReplayError` where none is left.
     """
@@ -53,21 +56,22 @@ def select_sequences(
     keep = np.ones(table.num_rows, dtype=bool)
     if domains is not None:
         keep &= pc.is_in(table["domain"], value_set=pa.array(domains)).to_numpy(zero_copy_only=False)
-    if drafter is not None:
+    names = (drafter,) if isinstance(drafter, str) else tuple(drafter or ())
+    for name in names:
         positions = traces.positions
-        recorded = pc.unique(positions["sequence_id"].filter(pc.equal(positions["drafter"], drafter)))
+        recorded = pc.unique(positions["sequence_id"].filter(pc.equal(positions["drafter"], name)))
         keep &= pc.is_in(table["sequence_id"], value_set=recorded).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(keep)
     if len(rows) == 0:
         wanted = f"domains {list(domains)}" if domains is not None else "any domain"
-        raise ReplayError(f"traces: no sequence of {wanted} was recorded with drafter '{drafter}'")
+        recorders = " and ".join(f"'{name}'" for name in names) or "'None'"
+        raise ReplayError(f"traces: no sequence of {wanted} was recorded with drafter {recorders}")
     chosen = table.take(rows)
     return SequenceTable(
         ids=tuple(chosen["sequence_id"].to_pylist()),
         domains=tuple(chosen["domain"].to_pylist()),
         prompt_tokens=tuple(chosen["prompt_tokens"].to_pylist()),
         output_tokens=tuple(chosen["output_tokens"].to_pylist()),
-        rows=tuple(rows.tolist()),
     )
 
 
@@ -79,30 +83,64 @@ class Replay(Protocol):
 
     run_length: IntArray
     proposal_length: IntArray | None
+    """NOTE: `open` may put longer arrays in their places; do not keep hold of one."""
 
-    def open(self, sequence: int, request: int) -> int:
-        """Give the start of the stretch that answers for `request`, which replays `sequence`."""
+    def open(self, sequence: int, request: int, output_tokens: int | None = None) -> int:
+        """Give the start of the stretch that answers for `request`, which replays `sequence`.
+
+        `output_tokens` beyond the recording are answered by blocks of its domain, an approximation: see
+        `simulator.blocks`.
+        """
         ...
 
     def close(self, start: int) -> None:
         """Say that the request whose stretch begins at `start` has ended."""
         ...
 
+    def positions(self, cursors: IntArray) -> IntArray:
+        """Give the recorded positions (indices into arrays compiled by sequence) that answer at `cursors`."""
+        ...
+
 
 class RecordedRuns:
-    """Replay of recorded run lengths: exact, round by round, for any draft length, batch and schedule."""
+    """Replay of recorded run lengths: exact, round by round, for any draft length, batch and schedule.
 
-    def __init__(self, starts: IntArray, run_length: IntArray, proposal_length: IntArray | None) -> None:
+    A request that wants more tokens than recorded gets a stretch of its own for as long as it lives.
+    """
+
+    def __init__(
+        self, starts: IntArray, run_length: IntArray, proposal_length: IntArray | None, continuation: Continuation
+    ) -> None:
         self._starts: list[int] = starts.tolist()
+        self._continuation = continuation
+        self._recorded = len(run_length)
+        self._room = Stretches(self._recorded)
+        self._origin = np.arange(self._recorded)
         self.run_length = run_length
         self.proposal_length = proposal_length
 
-    def open(self, sequence: int, request: int) -> int:
-        """Give the stretch of `sequence`; all its requests share it."""
-        return self._starts[sequence]
+    def open(self, sequence: int, request: int, output_tokens: int | None = None) -> int:
+        """Give the stretch of `sequence`, which all its requests share, or one for a longer output."""
+        if output_tokens is None or output_tokens <= self._continuation.recorded(sequence):
+            return self._starts[sequence]
+        where = self._continuation.trajectory(sequence, request, output_tokens)
+        start = self._room.take(output_tokens)
+        stretch = slice(start, start + output_tokens)
+        self.run_length, self._origin = self._room.fit(self.run_length), self._room.fit(self._origin)
+        self.run_length[stretch] = self.run_length[where]
+        self._origin[stretch] = where
+        if self.proposal_length is not None:
+            self.proposal_length = self._room.fit(self.proposal_length)
+            self.proposal_length[stretch] = self.proposal_length[where]
+        return start
 
     def close(self, start: int) -> None:
-        """Nothing to give back."""
+        """Take a stretch of its own back."""
+        self._room.give(start)
+
+    def positions(self, cursors: IntArray) -> IntArray:
+        """Give the recorded positions that answer at `cursors`."""
+        return self._origin[cursors]
 
 
 class DrawnRuns:
@@ -118,36 +156,44 @@ class DrawnRuns:
 
     def __init__(
         self,
-        starts: IntArray,
-        lengths: IntArray,
         probability: FloatArray,
         proposal_length: IntArray | None,
+        continuation: Continuation,
         slots: int,
         seed: int,
     ) -> None:
-        self._starts, self._lengths, self._seed = starts.tolist(), lengths.tolist(), seed
         self._probability, self._proposals = probability, proposal_length
-        self._row = int(lengths.max())
-        self._free = list(range(slots - 1, -1, -1))
-        self.run_length = np.zeros(slots * self._row, dtype=np.int64)
-        self.proposal_length = None if proposal_length is None else np.zeros_like(self.run_length)
+        self._continuation, self._seed = continuation, seed
+        self._room = Stretches(0)
+        room = slots * continuation.longest
+        self._origin = np.zeros(room, dtype=np.int64)
+        self.run_length = np.zeros(room, dtype=np.int64)
+        self.proposal_length = None if proposal_length is None else np.zeros(room, dtype=np.int64)
 
-    def open(self, sequence: int, request: int) -> int:
+    def open(self, sequence: int, request: int, output_tokens: int | None = None) -> int:
         """Draw the luck of `request` into a free stretch."""
-        start, length = self._free.pop() * self._row, self._lengths[sequence]
-        recorded = slice(self._starts[sequence], self._starts[sequence] + length)
+        length = max(output_tokens or 0, self._continuation.recorded(sequence))
+        where = self._continuation.trajectory(sequence, request, length)
+        start = self._room.take(length)
+        stretch = slice(start, start + length)
+        self.run_length, self._origin = self._room.fit(self.run_length), self._room.fit(self._origin)
         key = np.array([self._seed, request], dtype=np.uint64)
         luck = np.random.Generator(np.random.Philox(key=key)).random(length)
-        runs = runs_of(luck < self._probability[recorded])
+        runs = runs_of(luck < self._probability[where])
         if self.proposal_length is not None and self._proposals is not None:
-            self.proposal_length[start : start + length] = self._proposals[recorded]
-            np.minimum(runs, self._proposals[recorded], out=runs)
-        self.run_length[start : start + length] = runs
+            self.proposal_length = self._room.fit(self.proposal_length)
+            self.proposal_length[stretch] = self._proposals[where]
+            np.minimum(runs, self._proposals[where], out=runs)
+        self.run_length[stretch], self._origin[stretch] = runs, where
         return start
 
     def close(self, start: int) -> None:
         """Take the stretch back."""
-        self._free.append(start // self._row)
+        self._room.give(start)
+
+    def positions(self, cursors: IntArray) -> IntArray:
+        """Give the recorded positions that answer at `cursors`."""
+        return self._origin[cursors]
 
 
 def runs_of(match: NDArray[np.bool_]) -> IntArray:
@@ -158,11 +204,19 @@ def runs_of(match: NDArray[np.bool_]) -> IntArray:
 
 
 def compile_replay(
-    traces: TraceSet, drafter: str, sequences: SequenceTable, *, slots: int, seed: int, longest_draft: int | None
+    traces: TraceSet,
+    drafter: str,
+    sequences: SequenceTable,
+    *,
+    slots: int,
+    seed: int,
+    longest_draft: int | None,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> Replay:
     """Compile the positions of `drafter` for `sequences`.
 
-    `longest_draft` is the most tokens that the policy will ask for (None: only as many as will be accepted).
+    `slots`: live requests that room is made for at first. `longest_draft`: the most tokens that the policy will ask
+    for (None: only as many as will be accepted). `block_tokens`: positions of a block that continues an output.
     Raises `ReplayError`, with sequence and position, where a round could start (t = 1 .. T-1) and nothing was
     recorded, and where `longest_draft` goes beyond what the recording can tell.
     """
@@ -186,12 +240,13 @@ def compile_replay(
     needed[starts] = False  # prefill emits the first token
     _check_cap(info, longest_draft, bool(np.isnan(proposals[needed]).any()))
     limits = None if np.isnan(proposals).all() else _whole(proposals, UNLIMITED)
+    continuation = Continuation(sequences.domains, starts, lengths, block_tokens, seed)
     if not np.isnan(runs[needed]).any():
-        return RecordedRuns(starts, _whole(runs, 0), limits)
+        return RecordedRuns(starts, _whole(runs, 0), limits, continuation)
     missing = needed & np.isnan(probability if traces.manifest.decoding.mode == "sampled" else runs)
     if missing.any():
         raise ReplayError(_hole(info, sequences, starts, int(np.argmax(missing)), traces.manifest.decoding.mode))
-    return DrawnRuns(starts, lengths, np.nan_to_num(probability), limits, slots, seed)
+    return DrawnRuns(np.nan_to_num(probability), limits, continuation, slots, seed)
 
 
 def _whole(values: FloatArray, missing: int) -> IntArray:

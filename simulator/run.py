@@ -6,19 +6,25 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import simpy
 
 from calibration.errors import ExtrapolationWarning, ScenarioError
 from calibration.traces import Manifest, TraceSet, bundled
 from simulator import metrics
-from simulator.costs import Prices, make_prices
-from simulator.engine import Engine
+from simulator.assemble import Station, make_fleet, members, stations
+from simulator.costs import Prices
+from simulator.energy import joules
+from simulator.fleet import Fleet
 from simulator.loading import name_faults
-from simulator.replay import DrawnRuns, Replay, SequenceTable, compile_replay, select_sequences
+from simulator.placement.make import placement_provenance
+from simulator.record import Record, iterations_table, requests_table
+from simulator.replay import Replay, SequenceTable, select_sequences
 from simulator.result import RunResult
-from simulator.scenario import Scenario
-from simulator.stopping import make_policy
-from simulator.workload import make_source
+from simulator.routing.drafter_make import drafter_names, is_drawn, routing_summary
+from simulator.scenario import Scenario, TraceSource
+from simulator.workload import Source, make_source
+from simulator.workload_settings import block_tokens
 
 Progress = Callable[[int, int], None]
 
@@ -35,45 +41,58 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
     """
     traces = traces if traces is not None else read_traces(scenario)
     _check_names(scenario, traces)
-    drafter = scenario.drafter.name if scenario.drafter is not None else None
-    sequences = select_sequences(traces, domains=scenario.traces.domains, drafter=drafter)
-    prices = make_prices(scenario, traces)
-    slots = scenario.engine.max_num_seqs
-    policy = make_policy(scenario.stopping, slots)
-    replay: Replay | None = None
-    if policy is not None and drafter is not None:
-        longest = policy.longest_draft
-        replay = compile_replay(traces, drafter, sequences, slots=slots, seed=scenario.seed, longest_draft=longest)
+    sequences = select_sequences(traces, domains=scenario.traces.domains, drafter=drafter_names(scenario))
+    places = stations(scenario, traces, sequences, read_traces)
     source = make_source(scenario, sequences)
     tally = _Tally(progress, source.counted)
     env = simpy.Environment()
-    engine = Engine(env, source, prices, slots, replay=replay, policy=policy, ended=tally.add)
-    env.process(engine.run())
+    fleet = make_fleet(scenario, places, sequences, source, env, tally.add)
     env.run()
-    requests = metrics.requests_table(engine.log, sequences)
-    iterations = metrics.iterations_table(engine.log, prices.overhead_s)
+    record = Record(members(fleet, places))
+    requests, iterations = requests_table(record, sequences), iterations_table(record)
+    prices, replay = places[0].prices, places[0].replay
+    extrapolated = sum(place.prices.extrapolated_iterations for place in places)
     summary: dict[str, Any] = {
         "name": scenario.name,
-        **metrics.throughputs(requests, iterations),
-        **metrics.latencies(engine.log, requests),
-        **(metrics.acceptance(engine.log) if policy is not None else {}),
+        **metrics.service(record, requests, iterations, scenario),
+        **(metrics.acceptance(record) if any(place.policy is not None for place in places) else {}),
+        **routing_summary({place.name: place.routed for place in places}),
         **metrics.where_time_went(iterations),
+        **metrics.memory(record, iterations),
+        **(joules(traces.timings, prices.describe(), iterations) if _alike(places) else {}),
         "iterations": iterations.num_rows,
-        "extrapolated_iterations": prices.extrapolated_iterations,
+        "extrapolated_iterations": extrapolated,
+        **_signals(places),
         "truncated_requests": source.truncated,
+        "resampled_requests": source.resampled_requests,
+        "resampled_tokens": source.resampled_tokens,
         "seed": scenario.seed,
         "scenario_hash": scenario.hash,
         "paceline_version": _version(),
+        **_fleet(scenario, places, fleet, record, requests, iterations),
         "costs": prices.describe(),
-        "provenance": _provenance(scenario, traces.manifest, sequences, replay, prices),
+        "provenance": _provenance(scenario, traces.manifest, sequences, replay, prices)
+        | _workload_provenance(scenario, source)
+        | placement_provenance(places[0].scenario.placement),
     }
-    _warn(prices, iterations.num_rows)
+    _warn(extrapolated, iterations.num_rows)
     return RunResult(scenario, summary, requests, iterations)
 
 
-def read_traces(scenario: Scenario) -> TraceSet:
-    """Read the TraceSet that `scenario` names."""
-    source = scenario.traces
+def _signals(places: list[Station]) -> dict[str, int]:
+    """Say how many of the drafter's signals were asked for and how many of them had to be estimated, if any were."""
+    read = [place.signals for place in places if place.signals is not None]
+    if not read:
+        return {}
+    return {
+        "signal_steps": sum(signals.steps for signals in read),
+        "estimated_signal_steps": sum(signals.estimated_steps for signals in read),
+    }
+
+
+def read_traces(scenario: Scenario, source: TraceSource | None = None) -> TraceSet:
+    """Read the TraceSet that `scenario` names, or the one that a replica of it names."""
+    source = source if source is not None else scenario.traces
     if source.bundled is not None:
         return bundled(source.bundled)
     if source.path is not None:
@@ -100,10 +119,33 @@ def _check_names(scenario: Scenario, traces: TraceSet) -> None:
         raise ScenarioError("\n".join(f"scenario: {fault}" for fault in faults))
 
 
-def _warn(prices: Prices, iterations: int) -> None:
-    if prices.extrapolated_iterations:
+def _alike(places: list[Station]) -> bool:
+    """Whether one set of prices holds for all replicas."""
+    return all(place.prices.describe() == places[0].prices.describe() for place in places)
+
+
+def _fleet(
+    scenario: Scenario,
+    places: list[Station],
+    fleet: Fleet,
+    record: Record,
+    requests: pa.Table,
+    iterations: pa.Table,
+) -> dict[str, Any]:
+    """Give what only a fleet has; prices and devices of each replica only where they differ."""
+    if scenario.replica is None:
+        return {}
+    parts = metrics.by_replica(record, requests, iterations)
+    if not _alike(places):
+        for place in places:
+            parts[place.name] |= {"device": place.traces.manifest.device.name, "costs": place.prices.describe()}
+    return {"requeued_requests": fleet.requeued, "replicas": parts}
+
+
+def _warn(extrapolated: int, iterations: int) -> None:
+    if extrapolated:
         warnings.warn(
-            f"{prices.extrapolated_iterations} of {iterations} iterations were priced outside of what was "
+            f"{extrapolated} of {iterations} iterations were priced outside of what was "
             "measured; summary.json: costs: measured_range says what was",
             ExtrapolationWarning,
             stacklevel=3,
@@ -116,8 +158,7 @@ def _provenance(
     """Say where the numbers come from: which are simulated, fitted, stated, recorded or imported."""
     exactness = "none: nothing is drafted"
     if replay is not None:
-        drawn = isinstance(replay, DrawnRuns)
-        exactness = "exact in distribution (sampled)" if drawn else "exact (recorded run lengths)"
+        exactness = "exact in distribution (sampled)" if is_drawn(replay) else "exact (recorded run lengths)"
     fitted = prices.verify.describe()["kind"] == "fitted"
     return {
         "results": "simulated",
@@ -125,13 +166,24 @@ def _provenance(
         "acceptance": manifest.kind,
         "replay": exactness,
         "verifier": manifest.verifier.name,
-        "drafter": scenario.drafter.name if scenario.speculates and scenario.drafter is not None else None,
+        "drafter": ", ".join(drafter_names(scenario)) or None if scenario.speculates else None,
         "decoding": manifest.decoding.mode,
         "device": manifest.device.name,
         "sequences": len(sequences),
         "traces_created": manifest.created,
         "tables_sha256": {name: table.sha256 for name, table in manifest.tables.items()},
     }
+
+
+def _workload_provenance(scenario: Scenario, source: Source) -> dict[str, Any]:
+    """Say where requests come from, and what of their acceptance is an approximation."""
+    told: dict[str, Any] = {"workload": source.provenance}
+    if source.resampled_requests:
+        told["resampling"] = (
+            f"approximation: outputs longer than their recording go on with blocks of "
+            f"{block_tokens(scenario.workload)} positions of their domain"
+        )
+    return told
 
 
 def _version() -> str:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from calibration.traces.manifest import FractionOfVerify, LinearCost
+from simulator.engine_settings import EngineKeys, EngineSettings, engine_faults
+from simulator.fleet_settings import Batching, Outages, Routing, fleet_faults
+from simulator.placement_settings import Placement
+from simulator.routing.drafter_settings import routes_drafters
+from simulator.settings import Count, Positive, Seconds, Section
+from simulator.stopping_settings import NoSpeculation, Stopping, spelled_out
 from simulator.toml import dumps
-
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Order = Literal["trace", "shuffled"]
-
-
-class Section(BaseModel):
-    """A table of the scenario: unknown keys are refused, values are never converted, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+from simulator.workload_rules import workload_faults
+from simulator.workload_settings import Workload
 
 
 class TraceSource(Section):
@@ -46,68 +44,6 @@ class DrafterChoice(Section):
     name: str
 
 
-class NoSpeculation(Section):
-    """One verified token per slot and iteration."""
-
-    policy: Literal["none"] = "none"
-
-
-class FixedLength(Section):
-    """The same draft length for every slot in every round; 0 drafts nothing."""
-
-    policy: Literal["fixed"]
-    draft_tokens: Annotated[int, Field(ge=0)]
-
-
-class OracleLength(Section):
-    """As many tokens as will be accepted."""
-
-    policy: Literal["oracle"]
-
-
-class EngineSettings(Section):
-    """The serving engine, in vLLM's words. `max_num_seqs`: the largest batch."""
-
-    max_num_seqs: Count = 256
-
-
-class ClosedLoop(Section):
-    """A fixed number of clients, each submitting its next request the moment its last one ends.
-
-    `requests`: how many are counted; every sequence once (times `copies`) by default. `keep_full` goes on submitting
-    uncounted fillers until the last counted request has ended, so that no batch runs empty. `copies` = B serves B
-    copies of one sequence as one batch, the next sequence when all of them have ended (then `concurrency` is B too).
-    """
-
-    kind: Literal["closed"]
-    concurrency: Count
-    requests: Count | None = None
-    keep_full: bool = False
-    copies: Count = 1
-    order: Order = "trace"
-
-
-class PoissonArrivals(Section):
-    """Independent exponential gaps between arrivals, `rate_rps` a second on average."""
-
-    kind: Literal["poisson"]
-    rate_rps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    requests: Count | None = None
-    order: Order = "trace"
-
-
-class ArrivalFile(Section):
-    """A CSV file with the columns arrival_s, prompt_tokens and output_tokens; `requests` keeps the first rows.
-
-    A row takes its prompt length from the file and its acceptance from the recorded sequence with the shortest
-    output that is at least as long, cut at `output_tokens`; equally short ones take turns.
-    """
-
-    kind: Literal["csv"]
-    path: str
-    requests: Count | None = None
-
-
 class Measured(Section):
     """Fitted to the timings of the TraceSet."""
 
@@ -120,8 +56,6 @@ class Stated(Section):
     kind: Literal["stated"]
 
 
-Stopping = Annotated[NoSpeculation | FixedLength | OracleLength, Field(discriminator="policy")]
-Workload = Annotated[ClosedLoop | PoissonArrivals | ArrivalFile, Field(discriminator="kind")]
 VerifierCost = Annotated[Measured | Stated | LinearCost, Field(discriminator="kind")]
 DrafterCost = Annotated[Measured | Stated | LinearCost | FractionOfVerify, Field(discriminator="kind")]
 
@@ -135,6 +69,59 @@ class Costs(Section):
     overhead_s: Seconds | None = None
     verifier: VerifierCost | None = None
     drafter: DrafterCost | None = None
+    drafters: Annotated[dict[str, DrafterCost], Field(min_length=1)] | None = None
+    """Prices by name, where ``[routing] drafter`` names several drafters; `drafter` is for those not in here."""
+    usd_per_hour: Positive | None = None
+    """What the whole simulated fleet costs an hour; without it nothing is said about money."""
+
+
+class Objectives(Section):
+    """Service-level objectives, in ms, each of them for every single request; those left out are not asked for.
+
+    `ttft_ms`, `tpot_ms` and `e2el_ms` as ``vllm bench serve --goodput`` has them (the TPOT of a request with one
+    output token counts as 0). `itl_ms` bounds the longest gap between two emissions of the request.
+    """
+
+    ttft_ms: Positive | None = None
+    tpot_ms: Positive | None = None
+    itl_ms: Positive | None = None
+    e2el_ms: Positive | None = None
+
+
+class Measurement(Section):
+    """What is left out of latencies and throughputs because the engine was still filling up; choose one key.
+
+    `warmup_requests`: the first so many requests that end. `warmup_s`: those that end in the first so many seconds
+    after the first arrival. ``warmup = "auto"``: as many as MSER-5 says (see `simulator.measure`).
+    """
+
+    warmup_requests: Annotated[int, Field(ge=0)] | None = None
+    warmup_s: Seconds | None = None
+    warmup: Literal["auto"] | None = None
+
+
+class Replica(EngineKeys):
+    """One replica of the fleet, or `count` equal ones (named `name`-0, `name`-1, ...).
+
+    Keys of ``[engine]`` and the tables of its own replace those of the scenario; `traces` must hold the same
+    sequences, recorded on another device or with other drafters. `failures`: pairs [fails at, is back at] in seconds;
+    its requests go back to the router with the tokens they have, and their KV memory is lost.
+    """
+
+    name: str = "replica"
+    count: Count = 1
+    max_num_seqs: Count | None = None
+    traces: TraceSource | None = None
+    drafter: DrafterChoice | None = None
+    stopping: Stopping | None = None
+    placement: Placement | None = None
+    costs: Costs | None = None
+    failures: Outages | None = None
+
+    @field_validator("stopping", mode="before")
+    @classmethod
+    def _plugin_by_name(cls, stopping: Any) -> Any:
+        return spelled_out(stopping)
 
 
 class Scenario(Section):
@@ -148,9 +135,20 @@ class Scenario(Section):
     engine: EngineSettings = EngineSettings()
     workload: Workload
     costs: Costs = Costs()
+    slo: Objectives | None = None
+    measure: Measurement | None = None
+    batching: Batching | None = None
+    placement: Placement | None = None
+    routing: Routing | None = None
+    replica: Annotated[tuple[Replica, ...], Field(strict=False)] | None = None
 
     _folder: Path = PrivateAttr(default=Path())
     """What relative paths are relative to."""
+
+    @field_validator("stopping", mode="before")
+    @classmethod
+    def _plugin_by_name(cls, stopping: Any) -> Any:
+        return spelled_out(stopping)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -178,19 +176,36 @@ class Scenario(Section):
     def hash(self) -> str:
         """sha256 of every setting, defaults included; of paths only the last part, so that folders may move."""
         data = self.model_dump(mode="json", exclude_none=True)
-        for section in ("traces", "workload"):
-            if "path" in data[section]:
-                data[section]["path"] = PurePath(data[section]["path"]).name
+        data |= _with_paths(_placed_parts(data), lambda path: PurePath(path).name)
         return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def to_toml(self, folder: str | os.PathLike[str] | None = None) -> str:
         """Give it as TOML, defaults filled in; relative paths are rewritten to start from `folder`."""
         data = self.model_dump(mode="json", exclude_none=True)
-        for section in ("traces", "workload"):
-            path = data[section].get("path")
-            if folder is not None and path is not None and not Path(path).is_absolute():
-                data[section]["path"] = Path(os.path.relpath(self.locate(path), folder)).as_posix()
+        if folder is not None:
+            data |= _with_paths(_placed_parts(data), lambda path: self._from(folder, path))
         return dumps(data)
+
+    def _from(self, folder: str | os.PathLike[str], path: str) -> str:
+        return path if Path(path).is_absolute() else Path(os.path.relpath(self.locate(path), folder)).as_posix()
+
+
+def _placed_parts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the parts of a scenario that may hold paths."""
+    return {section: data[section] for section in ("traces", "workload", "replica") if section in data}
+
+
+def _with_paths(table: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Give `table` with every path in it, at any depth, changed."""
+    changed: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            changed[key] = _with_paths(value, change)
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            changed[key] = [_with_paths(item, change) for item in value]
+        else:
+            changed[key] = change(value) if key == "path" or key.endswith("_path") else value
+    return changed
 
 
 def cross_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -202,21 +217,24 @@ def cross_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     if traces.get("bundled") is not None and traces.get("path") is not None:
         faults.append(("traces", "must have bundled or path, not both"))
+    faults += _choice_faults(data)
     policy = stopping.get("policy", "none")
-    if policy in ("fixed", "oracle") and data.get("drafter") is None:
+    if policy != "none" and isinstance(policy, str) and data.get("drafter") is None and not routes_drafters(data):
         faults.append(("drafter", f"must be given for policy '{policy}', e.g. name = 'prompt-lookup'"))
-    copies = workload.get("copies", 1)
-    if workload.get("kind") == "closed" and isinstance(copies, int) and copies > 1:
-        if workload.get("concurrency") != copies:
-            faults.append(
-                ("workload.concurrency", f"must equal copies = {copies}, got {workload.get('concurrency')}")
-            )
-        requests = workload.get("requests")
-        if isinstance(requests, int) and requests % copies:
-            faults.append(("workload.requests", f"must be a multiple of copies = {copies}, got {requests}"))
-        if workload.get("keep_full"):
-            faults.append(("workload.keep_full", "must be false where copies > 1, got true"))
-        slots = engine.get("max_num_seqs", copies)
-        if isinstance(slots, int) and slots < copies:
-            faults.append(("engine.max_num_seqs", f"must be at least workload.copies = {copies}, got {slots}"))
+    faults += workload_faults(workload, engine)
+    faults += [(f"engine.{key}", rule) for key, rule in engine_faults(engine)]
+    return faults + fleet_faults(data)
+
+
+def _choice_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Check that sections which are given say something, and one thing only."""
+    faults = []
+    slo, measure = data.get("slo"), data.get("measure")
+    if isinstance(slo, Mapping) and all(slo.get(key) is None for key in Objectives.model_fields):
+        faults.append(("slo", f"must state at least one of {', '.join(Objectives.model_fields)}"))
+    if isinstance(measure, Mapping):
+        given = [key for key in Measurement.model_fields if measure.get(key) is not None]
+        if len(given) != 1:
+            got = ", ".join(given) or "none"
+            faults.append(("measure", f"must have exactly one of {', '.join(Measurement.model_fields)}, got {got}"))
     return faults

@@ -94,3 +94,64 @@ def iid_traces(
             "positions": make_table("positions", {**rows, "accept_probability": accept}),
         },
     )
+
+
+def felt_traces(
+    rng: Generator,
+    *,
+    sequences: int = 6,
+    output_tokens: int = 60,
+    stride: int = 4,
+    steps: int = 8,
+    ranks: tuple[float, ...] = (0.6, 0.2, 0.1),
+    own_state: bool = False,
+) -> tuple[TraceSet, dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]]:
+    """A greedy TraceSet with ranks, confidences, entropies and rollouts, and the drafter's path from every start.
+
+    The text's token has rank r with probability ``ranks[r]``, further behind with what is left; rank 0 is a match.
+    The paths (confidence and entropy of steps 1 .. `steps`, by sequence and start) are those of a drafter that sees
+    tokens alone: all drafts that go wrong at one token feel the same behind it. Rollouts hold every `stride`-th of
+    them. With `own_state` the run lengths, and what is felt behind them, are drawn anew at every start.
+    """
+    rows: dict[str, list[object]] = {}
+    rollouts: dict[str, list[object]] = {}
+    paths: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+    names = [f"request-{i}" for i in range(sequences)]
+    total = output_tokens
+
+    def put(table: dict[str, list[object]], **columns: object) -> None:
+        for key, value in columns.items():
+            table.setdefault(key, []).append(value)
+
+    for name in names:
+        rank = rng.choice(len(ranks) + 1, p=[*ranks, 1 - sum(ranks)], size=total)
+        runs = run_lengths(rank == 0)
+        if own_state:
+            runs = np.array([min(rng.geometric(0.4) - 1, total - t) for t in range(total)])
+        felt = (
+            np.where(rank == 0, rng.uniform(0.5, 1, total), rng.uniform(0.05, 0.7, total)),
+            rng.uniform(0, 3, total),
+        )
+        behind = {m: (rng.uniform(0, 1, steps), rng.uniform(0, 4, steps)) for m in range(total + 1)}
+        for t in range(total):
+            put(rows, sequence_id=name, drafter="drafter", position=t, run_length=int(runs[t]))
+            put(rows, accept_probability=float(runs[t] > 0), emitted_rank=int(rank[t]))
+            put(rows, drafter_confidence=felt[0][t], drafter_entropy=felt[1][t])
+            known = min(int(runs[t]) + 1, total - t)
+            tail = (rng.uniform(0, 1, steps), rng.uniform(0, 4, steps)) if own_state else behind[t + int(runs[t])]
+            path = [np.concatenate([felt[i][t : t + known], tail[i]])[:steps] for i in (0, 1)]
+            paths[name, t] = (path[0], path[1])
+            for j in range(steps if t % stride == 0 else 0):
+                put(rollouts, sequence_id=name, drafter="drafter", position=t, step=j + 1)
+                put(rollouts, drafter_confidence=path[0][j], drafter_entropy=path[1][j])
+    served = {
+        "sequence_id": names,
+        "domain": ["chat"] * sequences,
+        "prompt_tokens": [9] * sequences,
+        "output_tokens": [total] * sequences,
+        "finish_reason": ["length"] * sequences,
+    }
+    tables = {"sequences": make_table("sequences", served), "positions": make_table("positions", rows)}
+    if rollouts:
+        tables["rollouts"] = make_table("rollouts", rollouts)
+    return TraceSet.build(manifest(), tables), paths

@@ -227,3 +227,49 @@ def test_bad_prices_are_refused(tmp_path: Path, arguments: list[str], message: s
     assert result.exit_code == 2
     assert message in result.output
     assert not (tmp_path / "t").exists()
+
+
+@pytest.fixture
+def scenarios(folder: Path) -> Path:
+    """Two scenarios that differ in the policy alone, beside the traces they replay."""
+    text = SCENARIO.replace('path = "traces"', 'path = "set"').replace('name = "eagle"', 'name = "drafter"')
+    text = text.replace('kind = "closed"\nconcurrency = 2', 'kind = "poisson"\nrate_rps = 5.0\nrequests = 12')
+    prices = '[costs.verifier]\nkind = "linear"\nbase_s = 0.01\n[costs.drafter]\nkind = "linear"\nbase_s = 0.001\n'
+    (folder.parent / "a.toml").write_text(text + prices)
+    plain = text.replace('policy = "fixed"\ndraft_tokens = 2', 'policy = "none"').replace("imported", "plain")
+    (folder.parent / "b.toml").write_text(plain + prices)
+    return folder.parent
+
+
+def test_replications_give_intervals(scenarios: Path) -> None:
+    out = scenarios / "several"
+    result = run("simulate", str(scenarios / "a.toml"), "--replications", "3", "--workers", "1", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "replications.json").read_text())
+    assert len(found["seeds"]) == 3
+    assert ".." in result.output
+
+
+def test_compare_says_which_is_better(scenarios: Path) -> None:
+    files = [str(scenarios / "b.toml"), str(scenarios / "a.toml")]
+    result = run("compare", *files, "--replications", "3", "--workers", "1", "--out", str(scenarios / "versus"))
+    assert result.exit_code == 0, result.output
+    assert "better" in result.output
+    assert (scenarios / "versus" / "comparison.json").is_file()
+
+
+def test_a_sweep_is_resumed_from_its_store(scenarios: Path) -> None:
+    arguments = ["sweep", str(scenarios / "a.toml"), "stopping.draft_tokens=1,2", "--workers", "1"]
+    first = run(*arguments, "--out", str(scenarios / "cells.csv"))
+    assert first.exit_code == 0, first.output
+    assert "0 of 2 cells from the store" in first.output
+    again = run(*arguments, "--out", str(scenarios / "cells.csv"))
+    assert "2 of 2 cells from the store" in again.output
+    assert len((scenarios / "cells.csv").read_text().splitlines()) == 3
+
+
+def test_a_sweep_over_an_unknown_key_runs_nothing(scenarios: Path) -> None:
+    result = run("sweep", str(scenarios / "a.toml"), "stopping.draft_token=1,2", "--out", str(scenarios / "c.csv"))
+    assert result.exit_code == 1
+    assert "did you mean" in result.output
+    assert not (scenarios / "c.csv").exists()

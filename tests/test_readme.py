@@ -44,11 +44,19 @@ def test_picture_is_there() -> None:
         assert (README.parent / target).read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
 
+def test_scenario_reference_is_fresh() -> None:
+    """`paceline keys > docs/scenario.md` writes it again."""
+    result = CliRunner().invoke(paceline.main, ["keys"])
+    assert result.exit_code == 0
+    assert (README.parent / "docs" / "scenario.md").read_text(encoding="utf-8") == result.output
+
+
 def test_scenario_console_and_python_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (scenario,) = blocks("toml")
-    assert scenario.startswith("# scenario.toml\n")
-    Path("scenario.toml").write_text(scenario, encoding="utf-8")
+    for scenario in blocks("toml"):
+        name = scenario.splitlines()[0].removeprefix("# ")
+        assert name.endswith(".toml")
+        Path(name).write_text(scenario, encoding="utf-8")
     for block in blocks("console"):
         for arguments in commands(block):
             invoke(arguments)

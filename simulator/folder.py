@@ -1,0 +1,40 @@
+"""A folder of results that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from calibration.errors import ScenarioError
+
+
+@contextmanager
+def fresh_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[Path]:
+    """Give a scratch folder beside `folder` to write into; it takes that place when the block ends without a fault.
+
+    A folder that holds the file `marker`, an older result, is replaced; any other that is not empty is refused with
+    `ScenarioError`.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise ScenarioError(f"{target}: must be a folder, got a file")
+    if target.exists() and any(target.iterdir()) and not (target / marker).is_file():
+        raise ScenarioError(f"{target}: must be new, empty or an older result with {marker}; it holds other files")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            target.rename(old / target.name)
+            scratch.rename(target)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,59 @@
+"""Serial placement: the drafter drafts, then the verifier verifies, on one device."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.replay import Replay
+from simulator.round import IntArray, Played, Round
+from simulator.stopping import StoppingPolicy
+from simulator.trees import Tree
+
+
+class Serial:
+    """Draft, then verify: a round takes draft_s + verify_s.
+
+    drafted = min(what the policy asks for, what the drafter proposes); accepted = min(run length, drafted);
+    emitted = min(accepted + 1, output tokens to come). Leviathan et al. 2023, Chen et al. 2023. As exact as the
+    replay that answers it.
+
+    A policy may have every slot draft ahead and verify a part only (`drafts_ahead`): drafting is priced in full, and
+    `drafted` counts what is verified. With a `tree`, every slot drafts and verifies all its nodes. A round in which
+    the policy asks nothing of any slot leaves the drafter idle.
+    """
+
+    def opened(self, slots: IntArray) -> None:
+        """Nothing to forget."""
+
+    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+        """Play one round."""
+        if policy.tree is not None:
+            return _play_tree(round_, left, policy.tree, replay)
+        drafted, ahead = policy.draft_tokens(round_), policy.drafts_ahead
+        runs = policy.always_drafts or bool(drafted.any())
+        proposals = None if replay.proposal_length is None else replay.proposal_length.take(round_.cursor)
+        if proposals is not None:
+            drafted = np.minimum(drafted, proposals)
+        accepted = np.minimum(round_.future_run_length, drafted)
+        emitted = np.minimum(accepted + 1, left)
+        tokens = round_.active + int(drafted.sum())
+        total_context = int(round_.context.sum())
+        if ahead is None:
+            draft_s, verify_s = round_.prices.decode_s(drafted if runs else None, round_.context, total_context)
+            return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens)
+        whole = np.full(round_.active, ahead, dtype=np.int64)
+        whole = whole if proposals is None else np.minimum(whole, proposals)
+        draft_s, verify_s = round_.prices.partly_verified_s(whole, drafted, round_.context, total_context)
+        extra = {"drafted_ahead": float(whole.sum())}
+        return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens, extra)
+
+
+def _play_tree(round_: Round, left: IntArray, tree: Tree, replay: Replay) -> Played:
+    """Play a round in which every slot drafts and verifies `tree`; `drafted` counts nodes."""
+    accepted = np.minimum(tree.accepted(replay.positions(round_.cursor)), left)
+    emitted = np.minimum(accepted + 1, left)
+    drafted = np.full(round_.active, tree.nodes, dtype=np.int64)
+    draft_s, verify_s, outside = tree.seconds(round_.prices, round_.active, int(round_.context.sum()))
+    round_.prices.extrapolated_iterations += outside
+    tokens = round_.active * (tree.nodes + 1)
+    return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens)

@@ -1,0 +1,24 @@
+"""Stopping policies: how many tokens each slot drafts in the next round, found by name from a scenario.
+
+One module for each family. A policy sees only what an engine would know at that moment; an oracle says that it is
+one. Each says in its docstring where it comes from and how exact its replay is. Those of third parties are found
+through entry points: see `simulator.stopping.plugins`.
+"""
+
+from simulator.recorded import Material
+from simulator.stopping.base import Policy, StoppingPolicy
+from simulator.stopping.fixed import ByBatch, Fixed
+from simulator.stopping.make import make_policy, policy_signals
+from simulator.stopping.oracle import Oracle, OracleCost
+
+__all__ = [
+    "ByBatch",
+    "Fixed",
+    "Material",
+    "Oracle",
+    "OracleCost",
+    "Policy",
+    "StoppingPolicy",
+    "make_policy",
+    "policy_signals",
+]

@@ -1,0 +1,62 @@
+"""What a stopping policy is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.round import IntArray, Played, Round
+
+if TYPE_CHECKING:
+    from simulator.trees import Tree
+
+
+class StoppingPolicy(Protocol):
+    """Chooses draft lengths. A policy sees only what an engine would know; an oracle says that it is one.
+
+    `longest_draft`: the most it ever asks for, None for an oracle. `needs_signals`: whether it reads
+    `Round.signals`. `drafts_ahead`: every slot drafts so many tokens before the policy chooses how many of them are
+    verified; None where what is drafted is verified. `tree`: drafted in place of chains, if any. `always_drafts`:
+    the drafter runs (and a drafter charged by the round is paid) even in a round that asks nothing of any slot.
+    """
+
+    longest_draft: int | None
+    needs_signals: bool
+    drafts_ahead: int | None
+    tree: Tree | None
+    always_drafts: bool
+
+    def opened(self, slots: IntArray) -> None:
+        """Hear that `slots` now hold other requests: forget what was known of the old ones."""
+        ...
+
+    def draft_tokens(self, round_: Round) -> IntArray:
+        """Give how many drafted tokens of each active slot are to be verified (shape: active)."""
+        ...
+
+    def observe(self, round_: Round, played: Played) -> None:
+        """Hear what came of a round, before its requests move on."""
+        ...
+
+
+class Policy:
+    """A policy that looks at nothing but the round, to build others on."""
+
+    longest_draft: int | None = None
+    needs_signals: bool = False
+    drafts_ahead: int | None = None
+    tree: Tree | None = None
+    always_drafts: bool = False
+
+    def opened(self, slots: IntArray) -> None:
+        """Nothing to forget."""
+
+    def observe(self, round_: Round, played: Played) -> None:
+        """Nothing to learn."""
+
+
+def first_stop(stop: NDArray[np.bool_]) -> IntArray:
+    """Give draft lengths: up to and with the first step where `stop` (slots, steps) is true, else all steps."""
+    return np.asarray(np.where(stop.any(axis=1), stop.argmax(axis=1) + 1, stop.shape[1]), dtype=np.int64)

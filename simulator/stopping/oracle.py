@@ -1,0 +1,43 @@
+"""Oracles: they know what will be accepted. No engine can do this; they bound what can."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.round import IntArray, Round
+from simulator.stopping.base import Policy
+from simulator.stopping.forecast import capped_seconds
+
+
+class Oracle(Policy):
+    """Drafts exactly as many tokens as will be accepted: an oracle, no engine can do it; its replay is exact.
+
+    No draft token is wasted and every round emits as much as it can, so it bounds the accepted tokens of every
+    chain policy from above. It does not bound time where drafting an accepted token costs more than verifying one.
+    The drafter runs every round, as in the published simulation of this oracle (SpecDecode-Bench).
+    """
+
+    always_drafts = True
+
+    def draft_tokens(self, round_: Round) -> IntArray:
+        """Give the true run lengths."""
+        return round_.future_run_length
+
+
+class OracleCost(Policy):
+    """Drafts min(n_i, L) with the L that gives this round the most tokens per second: an oracle.
+
+    n_i is the true run length of slot i, so that a draft of k <= n_i tokens emits k + 1. Where a verified token and a
+    slot more in a draft step cost the same whatever the others do (linear costs), one L for all slots is as good as
+    any set of lengths: the slots of one depth all pay or none does, and deeper steps never have more slots. It is
+    the best choice round by round; what a choice does to later rounds it does not weigh.
+    """
+
+    def draft_tokens(self, round_: Round) -> IntArray:
+        """Give the lengths of the best depth."""
+        runs = round_.future_run_length
+        seconds = capped_seconds(round_, runs)
+        depth = np.arange(1, len(seconds))
+        still = np.count_nonzero(runs[:, None] >= depth, axis=0)
+        tokens = round_.active + np.concatenate(([0], np.cumsum(still)))
+        return np.minimum(runs, int(np.argmax(tokens / seconds)))

@@ -1,0 +1,25 @@
+"""Drafting a tree in every round."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.round import IntArray, Round
+from simulator.stopping.base import Policy
+from simulator.trees import Tree
+
+
+class TreeDraft(Policy):
+    """The same kind of tree in every round; see `simulator.trees` and `simulator.dynamic_tree` for exactness.
+
+    A placement replays and prices `tree` and does not ask for a draft length. `longest_draft` counts nodes: so many
+    KV slots are needed ahead.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self._nodes = self.longest_draft = tree.nodes
+
+    def draft_tokens(self, round_: Round) -> IntArray:
+        """Give the number of nodes for every slot."""
+        return np.full(round_.active, self._nodes, dtype=np.int64)

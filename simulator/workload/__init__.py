@@ -1,0 +1,14 @@
+"""Workloads: which requests arrive, and when.
+
+The engine asks a source for the requests that may start now; the source decides the order and the moment.
+
+    processes, clients, formats -> Arrivals ─┐
+    binding (turns, lengths, classes) -> Bindings ─┴-> OpenSource | ClosedSource
+"""
+
+from simulator.workload.closed import ClosedSource
+from simulator.workload.make import make_source
+from simulator.workload.open import OpenSource
+from simulator.workload.request import Request, Source
+
+__all__ = ["ClosedSource", "OpenSource", "Request", "Source", "make_source"]

@@ -1,0 +1,130 @@
+"""Closed loop: a fixed number of clients that wait for their answers, and maybe think before they ask again."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from simulator.workload.binding import Binder
+from simulator.workload.request import Request
+from simulator.workload.streams import THINK, stream
+from simulator.workload_settings import ClosedLoop
+
+_BLOCK = 256
+"""Requests that are bound, and think times that are drawn, at once."""
+Bound = tuple[int, int, int, int, int, float]
+"""sequence, prompt tokens, output tokens, output tokens recorded, priority, deadline after arrival."""
+
+
+class ClosedSource:
+    """A fixed number of clients; see `ClosedLoop`.
+
+    Request k is the k-th that any client decides to send; what it replays and how long its client thinks before it
+    depend on k and the seed alone. In the long run X = N / (R + Z): throughput, clients, mean response and think time
+    (interactive response time law; Denning and Buzen 1978).
+    """
+
+    def __init__(self, loop: ClosedLoop, binder: Binder, sequences: int, seed: int) -> None:
+        self.counted = loop.requests or sequences * loop.copies
+        self.truncated = self.resampled_requests = self.resampled_tokens = 0
+        self.provenance: dict[str, Any] = {"arrivals": "closed loop"}
+        self._loop = loop
+        self._rows = itertools.chain.from_iterable(itertools.repeat(row, loop.copies) for row in _rows(binder))
+        self._think = _think_times(loop, seed)
+        self._submitted = self._ended = self._in_flight = 0
+        self._thinking: list[tuple[float, int, Request]] = []
+        self._queue: deque[Request] = deque()
+        first = loop.concurrency if loop.keep_full else min(loop.concurrency, self.counted)
+        for client in range(first):
+            self._submit(str(client), 0.0)
+
+    def _submit(self, client: str | None, now: float) -> None:
+        """Let `client` think, and then send its next request."""
+        counted = self._submitted < self.counted
+        if not counted and not self._loop.keep_full:
+            return
+        sequence, prompt, output, recorded, priority, deadline = next(self._rows)
+        resampled = max(output - recorded, 0)
+        arrival = now + next(self._think)
+        request = Request(
+            self._submitted,
+            sequence,
+            prompt,
+            output,
+            arrival,
+            counted,
+            client=client,
+            priority=priority,
+            deadline_s=arrival + deadline,
+            resampled_tokens=resampled,
+        )
+        if counted:
+            self.truncated += output < recorded
+            self.resampled_requests += resampled > 0
+            self.resampled_tokens += resampled
+        self._submitted += 1
+        self._in_flight += 1
+        heapq.heappush(self._thinking, (arrival, request.id, request))
+
+    def _arrive(self, now: float) -> None:
+        while self._thinking and self._thinking[0][0] <= now:
+            self._queue.append(heapq.heappop(self._thinking)[2])
+
+    @property
+    def done(self) -> bool:
+        """Whether every counted request has ended."""
+        return self._ended == self.counted
+
+    @property
+    def next_arrival_s(self) -> float:
+        """When the first client has thought enough; never, where all wait for answers."""
+        if self._queue:
+            return self._queue[0].arrival_s
+        return self._thinking[0][0] if self._thinking else float("inf")
+
+    def admit(self, now: float, slots: int) -> list[Request]:
+        """Take the oldest of the queue."""
+        self._arrive(now)
+        return [self._queue.popleft() for _ in range(min(slots, len(self._queue)))]
+
+    def waiting(self, now: float) -> int:
+        """Length of the queue."""
+        self._arrive(now)
+        return len(self._queue)
+
+    def end(self, request: Request, now: float) -> None:
+        """Let its client go on; with copies, when the whole batch has ended."""
+        self._ended += request.counted
+        self._in_flight -= 1
+        if self._loop.copies == 1:
+            self._submit(request.client, now)
+        elif self._in_flight == 0:
+            for client in range(self._loop.copies):
+                self._submit(str(client), now)
+
+
+def _rows(binder: Binder) -> Iterator[Bound]:
+    """Give bound requests without end."""
+    while True:
+        bound = binder.bind(_BLOCK)
+        columns = (
+            bound.sequence,
+            bound.prompt_tokens,
+            bound.output_tokens,
+            bound.recorded_tokens,
+            bound.priority,
+            bound.deadline_s,
+        )
+        yield from zip(*(column.tolist() for column in columns), strict=True)
+
+
+def _think_times(loop: ClosedLoop, seed: int) -> Iterator[float]:
+    """Give think times without end."""
+    mean = loop.think_s or 0.0
+    if loop.think_law != "exponential":
+        return itertools.repeat(mean)
+    rng = stream(seed, THINK)
+    return itertools.chain.from_iterable(rng.exponential(mean, _BLOCK).tolist() for _ in itertools.count())
