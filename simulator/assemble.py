@@ -86,9 +86,7 @@ def stations(scenario: Scenario, traces: TraceSet, sequences: SequenceTable, rea
                     prices=prices,
                     limits=_limits(view, own, policy, drafter),
                     policy=policy,
-                    placement=make_placement(
-                        view.placement, view.engine.max_num_seqs, policy, prices, replays[key]
-                    ),
+                    placement=make_placement(view.placement, view.engine.max_num_seqs, policy, prices, replays[key]),
                     replay=replays[key],
                     signals=policy_signals(view.stopping, policy, replays[key], material),
                     outages=replica.failures or (),
@@ -238,7 +236,8 @@ class Contents:
         request, size = job.request, self._size
         if request.prefix_block_tokens % size:
             raise ScenarioError(
-                f"engine.block_size: must divide the {request.prefix_block_tokens} tokens of a prefix hash, got {size}"
+                f"engine.block_size: must divide the {request.prefix_block_tokens} tokens of a prefix hash, "
+                f"got {size}"
             )
         prompt = min(blocks, request.prompt_tokens // size)
         if request.prefix_block_tokens:

@@ -177,7 +177,7 @@ class Prices:
         self.extrapolated_iterations = 0
 
     def prefill_s(self, batch: int, prompt_tokens: int, context_tokens: int = 0) -> float:
-        """Give the verifier's seconds for a prefill of `prompt_tokens` behind `context_tokens`, sums over the batch."""
+        """Give the verifier's seconds for prefilling `prompt_tokens` behind `context_tokens`: sums over the batch."""
         self.extrapolated_iterations += self.prefill.outside(batch, prompt_tokens, context_tokens)
         return float(self.prefill.step_seconds(batch, prompt_tokens, context_tokens))
 

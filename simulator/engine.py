@@ -208,6 +208,7 @@ class Engine:
             live[DRAFTED] += drafted
             live[ACCEPTED] += accepted
             self.log.acceptance(drafted, accepted)
+            self.log.beside(played, tokens[0])
         live[CURSOR : CONTEXT + 1] += emitted
         live[LEFT] -= emitted
         self.log.rounds += 1

@@ -157,7 +157,8 @@ def _replica_faults(place: str, table: Mapping[str, Any], data: Mapping[str, Any
         faults.append((f"{place}.drafter", f"must be given for policy '{policy}'"))
     placement, routing = table.get("placement"), data.get("routing")
     kind = placement.get("kind", "serial") if isinstance(placement, Mapping) else "serial"
-    if kind != "serial" and isinstance(routing, Mapping) and routing.get("drafter") is not None:
+    shared = isinstance(routing, Mapping) and routing.get("drafter") is not None and table.get("drafter") is None
+    if kind != "serial" and shared:
         faults.append((f"{place}.placement.kind", f"must be serial beside routing.drafter, got {kind!r}"))
     costs = table.get("costs")
     if isinstance(costs, Mapping) and costs.get("usd_per_hour") is not None:

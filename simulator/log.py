@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.replay import IntArray
+from simulator.round import IntArray, Played
 
 _BLOCK = 1 << 15
 """Accepted lengths that are counted at once."""
@@ -97,6 +97,10 @@ class RunLog:
         self.drafts = 0
         """Rounds of a slot in which at least one token was drafted."""
         self.accepted = AcceptanceCounts()
+        self.drafted_tokens = 0
+        """Tokens that drafters wrote, with those that were never verified."""
+        self.beside_s: dict[str, float] = {}
+        """Seconds of rounds that are neither drafting nor verification (a link, say), by name."""
         self.iterations = Columns(
             kind="q",
             start_s="d",
@@ -144,6 +148,13 @@ class RunLog:
             requeues="q",
             cached_tokens="q",
         )
+
+    def beside(self, played: Played, verified_drafts: int) -> None:
+        """Note what a placement did beside drafting and verifying `verified_drafts` drafted tokens."""
+        self.drafted_tokens += int(played.extra.get("drafted_ahead", verified_drafts))
+        for name, value in played.extra.items():
+            if name.endswith("_s"):
+                self.beside_s[name] = self.beside_s.get(name, 0.0) + value
 
     def acceptance(self, drafted: IntArray, accepted: IntArray) -> None:
         """Note how many tokens each slot drafted and got accepted in a round."""

@@ -88,7 +88,8 @@ def acceptance(record: Record) -> dict[str, Any]:
 
     A draft is a round of a slot with at least one drafted token. Rates are absent where nothing was drafted; the
     acceptance rate is in per cent; the length includes the bonus token; rates by position are unconditional
-    (position 2 counts all drafts, not those that reached it).
+    (position 2 counts all drafts, not those that reached it). Wasted are the tokens that were drafted and not
+    accepted, with those that a placement or policy drafted ahead and never had verified.
     """
     logs = [member.log for member in record.members]
     drafted, accepted = (
@@ -98,6 +99,7 @@ def acceptance(record: Record) -> dict[str, Any]:
         "spec_decode_num_drafts": record.drafts,
         "spec_decode_draft_tokens": drafted,
         "spec_decode_accepted_tokens": accepted,
+        "wasted_draft_tokens": sum(log.drafted_tokens for log in logs) - accepted,
     }
     if not record.drafts:
         return counts
@@ -108,6 +110,15 @@ def acceptance(record: Record) -> dict[str, Any]:
         "spec_decode_acceptance_length": 1 + accepted / record.drafts,
         "spec_decode_per_position_acceptance_rates": (reached / record.drafts).tolist(),
     }
+
+
+def beside(record: Record) -> dict[str, float]:
+    """Give the time of rounds spent beside drafting and verification, by name; nothing where there is none.
+
+    ``link_s``: on the way between devices; ``calibration_s``: repairing the KV cache of a layer-parallel drafter.
+    """
+    names = dict.fromkeys(name for member in record.members for name in member.log.beside_s)
+    return {name: sum(member.log.beside_s.get(name, 0.0) for member in record.members) for name in names}
 
 
 def where_time_went(iterations: pa.Table) -> dict[str, float]:

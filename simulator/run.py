@@ -58,6 +58,7 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
         **(metrics.acceptance(record) if any(place.policy is not None for place in places) else {}),
         **routing_summary({place.name: place.routed for place in places}),
         **metrics.where_time_went(iterations),
+        **metrics.beside(record),
         **metrics.memory(record, iterations),
         **(joules(traces.timings, prices.describe(), iterations) if _alike(places) else {}),
         "iterations": iterations.num_rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from builders import manifest
 from scenarios import DRAFT, LINEAR
 
@@ -21,18 +22,20 @@ def several(
     probabilities: Mapping[str, Sequence[Sequence[float]]] | None = None,
     domains: Sequence[str] = ("chat",),
     prompts: Sequence[Sequence[int]] | None = None,
-    felt: Mapping[str, float] | None = None,
+    felt: Mapping[str, float | Sequence[float]] | None = None,
 ) -> TraceSet:
     """A TraceSet of the drafters named in `runs`, with a list of run lengths for each sequence.
 
     With `probabilities` decoding is sampled (those drafters lack run lengths). `prompts`: token ids. `felt`: each
-    drafter's confidence, the same wherever it drafts, with entropy 1 and rollouts of twelve steps at position 1.
+    drafter's confidence, the same wherever it drafts or one for each sequence, with entropy 1 and rollouts of twelve
+    steps at position 1.
     """
     lengths = [len(run) for run in next(iter(runs.values()))]
     ids = [f"request-{i}" for i in range(len(lengths))]
     rows: list[dict[str, Any]] = []
     rollouts: list[dict[str, Any]] = []
     for drafter, sequences in runs.items():
+        sure = np.broadcast_to(0.0 if felt is None else felt[drafter], len(ids)).tolist()
         for i, (name, row) in enumerate(zip(ids, sequences, strict=True)):
             for t, n in enumerate(row):
                 drawn = probabilities is not None and drafter in probabilities
@@ -41,10 +44,10 @@ def several(
                 cell["accept_probability"] = probabilities[drafter][i][t] if drawn and probabilities else float(n > 0)
                 cell["proposal_length"] = proposals[drafter][i][t] if proposals and drafter in proposals else None
                 if felt is not None:
-                    cell |= {"drafter_confidence": felt[drafter], "drafter_entropy": 1.0}
+                    cell |= {"drafter_confidence": sure[i], "drafter_entropy": 1.0}
                 rows.append(cell)
             for step in range(1, 13 if felt is not None and len(row) > 1 else 1):
-                value = {"drafter_confidence": felt[drafter] if felt else 0.0, "drafter_entropy": 1.0}
+                value = {"drafter_confidence": sure[i], "drafter_entropy": 1.0}
                 rollouts.append({"sequence_id": name, "drafter": drafter, "position": 1, "step": step, **value})
     served = {
         "sequence_id": ids,

@@ -26,7 +26,7 @@ H100 = {
         "charged": "per_round",
     },
 }
-CODE = """
+CODE = r"""
 import json, pathlib, re, sys, time
 from simulator import parse_scenario, simulate
 summary = simulate(parse_scenario(json.loads(sys.argv[1]))).summary

@@ -10,7 +10,7 @@ from builders import iid_traces, run_lengths
 from scenarios import DRAFT, LINEAR, scenario, traces_of
 
 from calibration.errors import CostError, ScenarioError
-from simulator import RunResult, simulate
+from simulator import RunResult, Scenario, simulate
 from simulator.placement.thinning import ThinnedRuns
 from simulator.replay import compile_replay, select_sequences
 
@@ -145,3 +145,31 @@ def test_everything_lost_is_plain_decoding_at_the_price_of_drafting() -> None:
     run = simulate(scenario(4, costs=FLAT, placement=layer_parallel(acceptance_drop=1.0)), traces)
     assert run.requests["rounds"].to_pylist() == [29] * 3
     assert run.summary["spec_decode_accepted_tokens"] == 0
+
+
+def test_the_time_on_the_link_and_the_drafts_in_vain_are_told() -> None:
+    """One round trip a round; a drafted token that is not accepted is in vain, verified or not."""
+    traces = iid_traces(0.6, np.random.default_rng(1), sequences=4, output_tokens=50)
+    base = {
+        "workload": {"kind": "closed", "concurrency": 2},
+        "drafter": {"name": "drafter"},
+        "stopping": {"policy": "fixed", "draft_tokens": 3},
+        "engine": {"max_num_seqs": 2},
+        "costs": {"verifier": {"kind": "linear", "base_s": 0.02}, "drafter": {"kind": "linear", "base_s": 0.002}},
+    }
+
+    def run(**placement: object) -> tuple[dict[str, Any], int]:
+        result = simulate(Scenario.model_validate({**base, "placement": placement}), traces=traces)
+        kinds = result.iterations["kind"].to_pylist()
+        return result.summary, kinds.count("decode")
+
+    near, rounds = run(kind="serial")
+    assert near["wasted_draft_tokens"] == near["spec_decode_draft_tokens"] - near["spec_decode_accepted_tokens"]
+    assert "link_s" not in near
+    far, same = run(kind="remote", round_trip_s=0.01)
+    assert same == rounds
+    assert far["link_s"] == pytest.approx(0.01 * rounds)
+    assert far["duration"] - near["duration"] == pytest.approx(far["link_s"])
+    ahead, _ = run(kind="overlapped")
+    compared = ahead["spec_decode_draft_tokens"] - ahead["spec_decode_accepted_tokens"]
+    assert ahead["wasted_draft_tokens"] > compared

@@ -80,7 +80,7 @@ def test_one_drafter_for_all_is_that_drafter_alone(
     workload: dict[str, Any] = {"kind": "poisson", "rate_rps": 4.0, "requests": 15, "order": "shuffled"}
     if longer:
         workload["lengths"] = {"kind": "drawn", "output": {"kind": "constant", "tokens": 33}}
-    settings_ = {"engine": engine, "workload": workload, "seed": 5}
+    settings_: dict[str, Any] = {"engine": engine, "workload": workload, "seed": 5}
     choice = table or stopping
     alone = simulate(routed(None, choice, drafters=["b"], costs={**COSTS, "drafter": CHEAP}, **settings_), traces)
     settings_["costs"] = {**COSTS, "drafters": {"b": CHEAP}}
@@ -173,7 +173,7 @@ def test_alone_on_the_engine_oracles_of_time_never_take_longer_than_any_drafter(
 
 def decoding(result: RunResult) -> np.ndarray:
     """Seconds from the first token to the last."""
-    return result.requests["finish_s"].to_numpy() - result.requests["first_token_s"].to_numpy()
+    return np.asarray(result.requests["finish_s"].to_numpy() - result.requests["first_token_s"].to_numpy())
 
 
 @settings(max_examples=40, deadline=None)
@@ -216,6 +216,20 @@ def test_each_drafter_drafts_in_lock_step_for_its_own_slots() -> None:
     assert result.summary["costs"]["draft"]["b"]["base_s"] == CHEAP["base_s"]
 
 
+@pytest.mark.parametrize(("domains", "drafts"), [(("chat", "math", "math"), True), (("math", "chat", "chat"), False)])
+def test_a_policy_that_weighs_prices_sees_those_of_the_drafter_with_most_slots(
+    domains: tuple[str, ...], drafts: bool
+) -> None:
+    """Drafter a is too dear to draft at all, b all but free; three slots are served."""
+    traces = several({name: [[1, 0] * 4] * 3 for name in ("a", "b")}, domains=domains, prompts=[[1]] * 3)
+    dear = {"kind": "linear", "base_s": 10, "per_token_s": 1, "per_context_token_s": 0}
+    rule = {"policy": "by_domain", "table": {"chat": "a", "math": "b"}}
+    goodput = {"policy": "goodput", "max_draft_tokens": 3, "start_acceptance": 0.9}
+    costs = {**COSTS, "drafters": {"a": dear, "b": CHEAP}}
+    row = simulate(routed(rule, goodput, batch=3, costs=costs), traces).iterations.to_pylist()[1]
+    assert (row["drafted_tokens"] > 0) == drafts
+
+
 def test_a_merged_draft_pays_for_both_drafts_and_verifies_their_union() -> None:
     # The first round: runs 3 and 1 of drafts of 4: the union has 4 + 4 - 1 nodes, as they share one token for sure.
     runs = {"a": [[0, 3, 0, 0, 0, 1, 0, 0]], "b": [[0, 1, 0, 0, 0, 3, 2, 1]]}
@@ -248,6 +262,21 @@ def test_confidence_that_tells_nothing_chooses_as_told() -> None:
     result = simulate(routed({"policy": "confidence"}), traces)
     assert result.summary["drafter_routing"]["drafters"]["a"]["rounds"] == 0
     assert rounds(result) == rounds(simulate(routed(None, 3, drafters=["b"]), traces))
+
+
+def test_specialists_merged_accept_more_than_routed_and_routed_more_than_either_alone() -> None:
+    """The order that TAPS reports, for two specialists that are surer of themselves on their own domain."""
+    rng = np.random.default_rng(5)
+    pairs = {"a": (0.85, 0.4), "b": (0.4, 0.85)}
+    runs = {name: [random_runs(rng, 60, alpha=pair[i % 2]) for i in range(30)] for name, pair in pairs.items()}
+    felt = {name: [pair[i % 2] for i in range(30)] for name, pair in pairs.items()}
+    traces = several(runs, domains=("chat", "math"), felt=felt)
+    merged, by_confidence = (
+        sum(rounds(simulate(routed(rule, 5), traces)))
+        for rule in ({"policy": "merged"}, {"policy": "confidence", "probe_tokens": 1})
+    )
+    singles = [sum(rounds(simulate(routed(None, 5, drafters=[name]), traces))) for name in ("a", "b")]
+    assert merged < by_confidence < 0.85 * min(singles)
 
 
 def test_a_request_keeps_its_drafter_through_preemption() -> None:
@@ -288,7 +317,7 @@ def test_a_merged_draft_keeps_room_for_all_its_parts() -> None:
 
 def test_replicas_route_for_themselves_and_share_what_was_compiled() -> None:
     traces = drawn(6, number=20)
-    fleet = {"replica": [{"name": "x", "count": 2}, {"name": "own", "drafter": {"name": "b"}}]}
+    fleet: dict[str, Any] = {"replica": [{"name": "x", "count": 2}, {"name": "own", "drafter": {"name": "b"}}]}
     result = simulate(routed({"policy": "ucb"}, 2, batch=2, workload={"concurrency": 6}, **fleet), traces)
     told = result.summary["drafter_routing"]
     assert set(told) == {"x-0", "x-1"}

@@ -10,7 +10,7 @@ from scenarios import random_runs
 from several import several
 
 from calibration.traces import TraceSet
-from simulator.replay import Replay, compile_replay, select_sequences
+from simulator.replay import Replay, SequenceTable, compile_replay, select_sequences
 from simulator.routing.drafter_oracle import best_ways, way_cost
 from simulator.routing.drafter_replay import ManyRuns, compile_drafters
 
@@ -42,7 +42,7 @@ def test_each_row_answers_as_its_own_drafter_alone(seed: int, sampled: bool, pro
         recorded = table.output_tokens[sequence]
         if max(table.output_tokens) < 3:
             continue
-        tokens = recorded + (int(rng.integers(0, 9)) if longer and max_of_domain(table, sequence) > 1 else 0)
+        tokens = recorded + (int(rng.integers(0, 9)) if longer and longest_of_domain(table, sequence) > 1 else 0)
         starts = [replay.open(sequence, request, tokens) for replay in alone]
         live.append((sequence, many.open(sequence, request, tokens), tokens, starts))
         if len(live) > 3:
@@ -54,9 +54,10 @@ def test_each_row_answers_as_its_own_drafter_alone(seed: int, sampled: bool, pro
             check(many, alone, base, length, places)
 
 
-def max_of_domain(table: object, sequence: int) -> int:
-    domains, lengths = table.domains, table.output_tokens  # type: ignore[attr-defined]
-    return max(n for domain, n in zip(domains, lengths, strict=True) if domain == domains[sequence])
+def longest_of_domain(table: SequenceTable, sequence: int) -> int:
+    """The most output tokens of a sequence of the same domain."""
+    domain = table.domains[sequence]
+    return max(n for other, n in zip(table.domains, table.output_tokens, strict=True) if other == domain)
 
 
 def check(many: ManyRuns, alone: list[Replay], base: int, tokens: int, places: list[int]) -> None:
@@ -105,7 +106,8 @@ def test_the_best_way_is_the_cheapest_one_found_by_trying_all(rows: list[list[tu
     def cheapest(position: int) -> float:
         if position >= 8:
             return 0.0
-        return min(cost[position] + cheapest(int(end[position])) for end, cost in zip(ends, costs, strict=True))
+        ways = [cost[position] + cheapest(int(end[position])) for end, cost in zip(ends, costs, strict=True)]
+        return float(min(ways))
 
     best, position, total = best_ways(ends, costs), 1, 0.0
     while position < 8:

@@ -12,6 +12,9 @@ from several import COSTS, routed, several
 from calibration.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, load_scenario, parse_scenario, simulate
+from simulator.engine_settings import EngineSettings
+from simulator.memory import num_blocks
+from simulator.routing.drafter_make import drafter_rule, in_memory
 
 BASE = {"workload": {"kind": "closed", "concurrency": 2}, "stopping": {"policy": "fixed", "draft_tokens": 2}}
 
@@ -58,6 +61,10 @@ def rule(**settings: Any) -> dict[str, Any]:
         (
             {**rule(policy="ucb"), "stopping": {"policy": "tree", "shape": {"kind": "chain", "depth": 2}}},
             "routing.drafter: must be left out where stopping.policy is 'tree'",
+        ),
+        (
+            {**rule(policy="ucb"), "placement": {"kind": "overlapped"}},
+            "routing.drafter: needs placement.kind = 'serial', got 'overlapped'",
         ),
         (
             {**rule(policy="ucb"), "costs": {"drafters": {"studnt": COSTS["drafter"]}}},
@@ -119,6 +126,17 @@ def test_confidence_needs_drafters_that_have_one() -> None:
         simulate(routed({"policy": "confidence"}), traces)
 
 
+def test_a_replica_drafts_elsewhere_only_with_a_drafter_of_its_own() -> None:
+    replica = {"name": "x", "placement": {"kind": "overlapped"}}
+    data = {**BASE, **rule(policy="ucb"), "replica": [replica]}
+    with pytest.raises(ScenarioError, match=r"replica\[0\]\.placement\.kind: must be serial beside routing\.drafter"):
+        parse_scenario(data)
+    data["replica"] = [{**replica, "drafter": {"name": "student"}}, {"name": "y"}]
+    costs = {"costs": {"verifier": COSTS["verifier"], "drafter": COSTS["drafter"]}}
+    result = simulate(parse_scenario({**data, **costs}), two())
+    assert set(result.summary["drafter_routing"]) == {"y"}
+
+
 def test_a_replica_may_not_stop_as_its_rule_forbids() -> None:
     replica = [{"name": "x", "stopping": {"policy": "heuristic", "start_tokens": 2, "max_draft_tokens": 4}}]
     with pytest.raises(ScenarioError, match=r"routing\.drafter: policy 'merged' needs"):
@@ -127,7 +145,10 @@ def test_a_replica_may_not_stop_as_its_rule_forbids() -> None:
 
 @pytest.mark.parametrize("policy", ["by_domain", "pak_ucb", "confidence"])
 def test_a_scenario_is_written_as_it_was_read(policy: str) -> None:
-    more = {"by_domain": {"table": {"chat": "prompt-lookup"}, "default": "student"}, "pak_ucb": {"eta": 0.5}}
+    more: dict[str, dict[str, Any]] = {
+        "by_domain": {"table": {"chat": "prompt-lookup"}, "default": "student"},
+        "pak_ucb": {"eta": 0.5},
+    }
     costs = {**COSTS, "drafters": {"student": {"kind": "fraction_of_verify", "fraction": 0.01}}}
     scenario = routed({"policy": policy, **more.get(policy, {})}, drafters=["prompt-lookup", "student"], costs=costs)
     again = Scenario.model_validate(tomllib.loads(scenario.to_toml()))
@@ -148,3 +169,31 @@ def test_the_result_says_who_drafted_and_at_which_price() -> None:
     assert summary["provenance"]["drafter"] == "prompt-lookup, student"
     assert summary["costs"]["draft"]["student"]["source"] == "scenario"
     assert "joules" not in summary
+
+
+@pytest.mark.parametrize(
+    ("given", "resident"),
+    [
+        ({"policy": "static", "drafter": "b"}, ("b",)),
+        ({"policy": "by_domain", "table": {"chat": "b"}}, ("b",)),
+        ({"policy": "by_domain", "table": {"chat": "b"}, "default": "a"}, ("a", "b")),
+        ({"policy": "ucb"}, ("a", "b")),
+    ],
+)
+def test_only_drafters_that_may_draft_take_memory(given: dict[str, Any], resident: tuple[str, ...]) -> None:
+    """Weights and KV bytes of a drafter that is never chosen are not counted."""
+    rule = drafter_rule(routed(given))
+    assert rule is not None
+    assert in_memory(rule) == resident
+    traces = several({name: [[0] * 4] for name in ("a", "b")})
+    sizes = {"parameters": 10**9, "layers": 2, "heads": 4, "kv_heads": 4, "hidden_size": 64, "dtype": "float16"}
+    shapes = traces.manifest.model_copy(
+        update={
+            "verifier": traces.manifest.verifier.model_copy(update=sizes),
+            "drafters": tuple(drafter.model_copy(update=sizes) for drafter in traces.manifest.drafters),
+            "device": traces.manifest.device.model_copy(update={"memory_bytes": 10**10}),
+        }
+    )
+    engine = EngineSettings(gpu_memory_utilization=0.9)
+    block = 16 * 2 * 2 * 4 * 16 * 2 * (1 + len(resident))
+    assert num_blocks(engine, shapes, resident) == int((9e9 - 2e9 * (1 + len(resident))) / block)
