@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.errors import ScenarioError
+from calibration.folder import fresh_folder
 from calibration.traces import TraceSet
 from simulator.estimate import CONFIDENCE, Estimate, estimate, metric_names
-from simulator.folder import fresh_folder
 from simulator.pool import Progress, retell
 from simulator.replicate import (
     Replications,
@@ -122,7 +122,7 @@ class Comparison:
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write comparison.json, runs.parquet and every scenario to `folder`, whole or not at all."""
         target = Path(folder)
-        with fresh_folder(target, "comparison.json") as scratch:
+        with fresh_folder(target, "comparison.json", error=ScenarioError) as scratch:
             for index, run in enumerate(self.runs):
                 text = run.scenario.to_toml(target.absolute())
                 (scratch / f"scenario-{index}.toml").write_text(text, encoding="utf-8")

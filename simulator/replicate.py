@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.errors import ReplicationWarning, ScenarioError
+from calibration.folder import fresh_folder
 from calibration.traces import TraceSet
 from simulator.estimate import CONFIDENCE, Estimate, estimate, metric_names, results_of
-from simulator.folder import fresh_folder
 from simulator.pool import Outcome, Progress, retell, run_all
 from simulator.scenario import Scenario
 
@@ -99,7 +99,7 @@ class Replications:
         A folder with an older replications.json is replaced; any other that is not empty is refused.
         """
         target = Path(folder)
-        with fresh_folder(target, "replications.json") as scratch:
+        with fresh_folder(target, "replications.json", error=ScenarioError) as scratch:
             (scratch / "scenario.toml").write_text(self.scenario.to_toml(target.absolute()), encoding="utf-8")
             write_json(scratch / "replications.json", self.to_dict())
             pq.write_table(self.table, scratch / "replications.parquet", compression="zstd")

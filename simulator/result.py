@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.errors import ScenarioError
+from calibration.folder import fresh_folder
 from simulator.scenario import Scenario
 
 FILES = ("scenario.toml", "summary.json", "requests.parquet", "iterations.parquet")
@@ -44,26 +43,12 @@ class RunResult:
         A folder that holds an older result is replaced; any other that is not empty is refused.
         """
         target = Path(folder)
-        if target.exists() and any(target.iterdir()) and not (target / "summary.json").is_file():
-            raise ScenarioError(f"{target}: must be new, empty or an older result; it holds other files")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        with fresh_folder(target, "summary.json", error=ScenarioError) as scratch:
             (scratch / "scenario.toml").write_text(self.scenario.to_toml(target.absolute()), encoding="utf-8")
             text = json.dumps(self.summary, indent=2, ensure_ascii=False, allow_nan=False)
             (scratch / "summary.json").write_text(text + "\n", encoding="utf-8")
             for name in ("requests", "iterations"):
                 pq.write_table(getattr(self, name), scratch / f"{name}.parquet", compression="zstd")
-            scratch.chmod(0o755)
-            if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-                target.rename(old / target.name)
-                scratch.rename(target)
-                shutil.rmtree(old)
-            else:
-                scratch.rename(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return target
 
     @classmethod

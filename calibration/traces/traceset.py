@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.errors import TraceError
+from calibration.folder import fresh_folder
 from calibration.traces.manifest import Manifest, TableInfo, parse_manifest
 from calibration.traces.schema import TABLES, arrow_schema
 from calibration.traces.validate import validate
@@ -69,24 +68,10 @@ class TraceSet:
         A folder that already holds a TraceSet is replaced; any other existing folder is refused.
         """
         target = Path(folder)
-        if target.exists() and any(target.iterdir()) and not (target / "manifest.json").is_file():
-            raise TraceError(f"{target}: must be new, empty or an older TraceSet; it holds other files")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        with fresh_folder(target, "manifest.json", error=TraceError, what="TraceSet") as scratch:
             tables = {name: _write_table(getattr(self, name), scratch / f"{name}.parquet") for name in TABLES}
             manifest = self.manifest.model_copy(update={"tables": tables})
             (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            scratch.chmod(0o755)
-            if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-                target.rename(old / target.name)
-                scratch.rename(target)
-                shutil.rmtree(old)
-            else:
-                scratch.rename(target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         return target
 
     def frame(self, table: str) -> pd.DataFrame:

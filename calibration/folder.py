@@ -1,4 +1,4 @@
-"""A folder of results that appears whole or not at all."""
+"""A folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from calibration.errors import ScenarioError
+from calibration.errors import PacelineError
 
 
 @contextmanager
-def fresh_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[Path]:
+def fresh_folder(
+    folder: str | os.PathLike[str], marker: str, *, error: type[PacelineError], what: str = "result"
+) -> Iterator[Path]:
     """Give a scratch folder beside `folder` to write into; it takes that place when the block ends without a fault.
 
-    A folder that holds the file `marker`, an older result, is replaced; any other that is not empty is refused with
-    `ScenarioError`.
+    A folder that holds the file `marker`, an older `what`, is replaced; any other that is not empty is refused with
+    `error`.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
-        raise ScenarioError(f"{target}: must be a folder, got a file")
+        raise error(f"{target}: must be a folder, got a file")
     if target.exists() and any(target.iterdir()) and not (target / marker).is_file():
-        raise ScenarioError(f"{target}: must be new, empty or an older result with {marker}; it holds other files")
+        raise error(f"{target}: must be new, empty or an older {what} with {marker}; it holds other files")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
