@@ -200,7 +200,7 @@ def simulate_command(scenario: str, out: str, replications: int | None, workers:
     """Run SCENARIO (a TOML file) and write its results."""
     from simulator import load_scenario, replicate
     from simulator import simulate as run
-    from simulator.tables import replications_table, summary_table
+    from simulator.results.tables import replications_table, summary_table
 
     loaded = load_scenario(scenario)
     with _progress() as progress:
@@ -230,7 +230,7 @@ def keys_command() -> None:
 def compare_command(scenarios: tuple[str, ...], replications: int, out: str | None, workers: int) -> None:
     """Run the first of SCENARIOS against each other one, on the same luck."""
     from simulator import compare, load_scenario
-    from simulator.tables import comparison_table
+    from simulator.results.tables import comparison_table
 
     loaded = [load_scenario(path) for path in scenarios]
     with _progress() as progress:
@@ -255,8 +255,8 @@ def sweep_command(
     Finished cells are kept: an interrupted sweep goes on where it stopped.
     """
     from simulator import load_sweep, run_sweep
-    from simulator.sweep import check_format
-    from simulator.tables import sweep_table
+    from simulator.experiments.sweep import check_format
+    from simulator.results.tables import sweep_table
 
     check_format(out)
     plan = load_sweep(scenario, axes, replications)

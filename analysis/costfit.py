@@ -52,7 +52,7 @@ def cost_fits(traces: TraceSet) -> tuple[CostFit, ...]:
 
 
 def _cost_fit(traces: TraceSet, model: str, operation: str) -> CostFit:
-    from simulator.fitted import fit_step
+    from simulator.pricing.fitted import fit_step
 
     fit = fit_step(traces.timings, model, operation)
     cells = fit.cells

@@ -5,14 +5,14 @@
 >>> result.summary["output_throughput"]
 """
 
-from simulator.axes import load_sweep
-from simulator.compare import compare
+from simulator.experiments.axes import load_sweep
+from simulator.experiments.compare import compare
+from simulator.experiments.replicate import replicate
+from simulator.experiments.sweep import run_sweep
 from simulator.loading import load_scenario, parse_scenario
-from simulator.replicate import replicate
-from simulator.result import RunResult
+from simulator.results.result import RunResult
 from simulator.run import simulate
 from simulator.scenario import Scenario
-from simulator.sweep import run_sweep
 
 __all__ = [
     "RunResult",

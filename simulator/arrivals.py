@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from calibration.errors import ScenarioError, did_you_mean
-from simulator.replay import SequenceTable
+from simulator.playback.replay import SequenceTable
 
 COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 _SHOWN = 10

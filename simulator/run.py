@@ -11,20 +11,20 @@ import simpy
 
 from calibration.errors import ExtrapolationWarning, ScenarioError
 from calibration.traces import Manifest, TraceSet, bundled
-from simulator import metrics
-from simulator.assemble import Station, make_fleet, members, stations
-from simulator.costs import Prices
-from simulator.energy import joules
-from simulator.fleet import Fleet
+from simulator.keys.workload_settings import block_tokens
 from simulator.loading import name_faults
 from simulator.placement.make import placement_provenance
-from simulator.record import Record, iterations_table, requests_table
-from simulator.replay import Replay, SequenceTable, select_sequences
-from simulator.result import RunResult
+from simulator.playback.replay import Replay, SequenceTable, select_sequences
+from simulator.pricing.costs import Prices
+from simulator.pricing.energy import joules
+from simulator.results import metrics
+from simulator.results.record import Record, iterations_table, requests_table
+from simulator.results.result import RunResult
 from simulator.routing.drafter_make import drafter_names, is_drawn, routing_summary
 from simulator.scenario import Scenario, TraceSource
+from simulator.serving.assemble import Station, make_fleet, members, stations
+from simulator.serving.fleet import Fleet
 from simulator.workload import Source, make_source
-from simulator.workload_settings import block_tokens
 
 Progress = Callable[[int, int], None]
 

@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from calibration.traces.manifest import FractionOfVerify, LinearCost
-from simulator.engine_settings import EngineKeys, EngineSettings, engine_faults
-from simulator.fleet_settings import Batching, Outages, Routing, fleet_faults
-from simulator.placement_settings import Placement
+from simulator.keys.engine_settings import EngineKeys, EngineSettings, engine_faults
+from simulator.keys.fleet_settings import Batching, Outages, Routing, fleet_faults
+from simulator.keys.placement_settings import Placement
+from simulator.keys.settings import Count, Positive, Seconds, Section
+from simulator.keys.stopping_settings import NoSpeculation, Stopping, spelled_out
+from simulator.keys.workload_rules import workload_faults
+from simulator.keys.workload_settings import Workload
 from simulator.routing.drafter_settings import routes_drafters
-from simulator.settings import Count, Positive, Seconds, Section
-from simulator.stopping_settings import NoSpeculation, Stopping, spelled_out
 from simulator.toml import dumps
-from simulator.workload_rules import workload_faults
-from simulator.workload_settings import Workload
 
 
 class TraceSource(Section):
@@ -92,7 +92,7 @@ class Measurement(Section):
     """What is left out of latencies and throughputs because the engine was still filling up; choose one key.
 
     `warmup_requests`: the first so many requests that end. `warmup_s`: those that end in the first so many seconds
-    after the first arrival. ``warmup = "auto"``: as many as MSER-5 says (see `simulator.measure`).
+    after the first arrival. ``warmup = "auto"``: as many as MSER-5 says (see `simulator.results.measure`).
     """
 
     warmup_requests: Annotated[int, Field(ge=0)] | None = None

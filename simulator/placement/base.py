@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from simulator.replay import Replay
-from simulator.round import IntArray, Played, Round
+from simulator.playback.replay import Replay
+from simulator.serving.round import IntArray, Played, Round
 from simulator.stopping import StoppingPolicy
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from calibration.errors import CostError
-from simulator.costs import DraftCost, DraftPerStep, Number, StepCost
 from simulator.placement.serial import Serial
-from simulator.replay import Replay
-from simulator.round import IntArray, Played, Round
+from simulator.playback.replay import Replay
+from simulator.pricing.costs import DraftCost, DraftPerStep, Number, StepCost
+from simulator.serving.round import IntArray, Played, Round
 from simulator.stopping import StoppingPolicy
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from calibration.errors import ScenarioError
 from calibration.traces import DrafterInfo
-from simulator import placement_settings as settings
-from simulator.costs import DraftPerStep, Prices
+from simulator.keys import placement_settings as settings
 from simulator.placement.asynchronous import Asynchronous
 from simulator.placement.base import Placement
 from simulator.placement.layer_parallel import LayerParallel, grouped_draft
@@ -16,7 +15,8 @@ from simulator.placement.remote import Remote
 from simulator.placement.serial import Serial
 from simulator.placement.servers import ManyServers
 from simulator.placement.thinning import ThinnedRuns
-from simulator.replay import Replay
+from simulator.playback.replay import Replay
+from simulator.pricing.costs import DraftPerStep, Prices
 from simulator.stopping import StoppingPolicy
 
 _EXACTNESS = {

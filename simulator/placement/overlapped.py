@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.placement.window import compare
-from simulator.replay import Replay
-from simulator.round import IntArray, Played, Round
+from simulator.playback.replay import Replay
+from simulator.serving.round import IntArray, Played, Round
 from simulator.stopping import StoppingPolicy
 
 

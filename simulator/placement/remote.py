@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from simulator.placement.serial import Serial
-from simulator.replay import Replay
-from simulator.round import IntArray, Played, Round
+from simulator.playback.replay import Replay
+from simulator.serving.round import IntArray, Played, Round
 from simulator.stopping import StoppingPolicy
 
 _TOKEN_ID_BYTES = 4

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.replay import Replay
-from simulator.round import IntArray, Played, Round
+from simulator.playback.replay import Replay
+from simulator.serving.round import IntArray, Played, Round
 from simulator.stopping import StoppingPolicy
-from simulator.trees import Tree
+from simulator.trees.trees import Tree
 
 
 class Serial:

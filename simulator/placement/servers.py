@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from simulator.placement.dsi import servers_needed
-from simulator.replay import Replay
-from simulator.round import FloatArray, IntArray, Played, Round
+from simulator.playback.replay import Replay
+from simulator.serving.round import FloatArray, IntArray, Played, Round
 from simulator.stopping import StoppingPolicy
 
 _ROUNDING = 1e-9

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.replay import IntArray, Replay, runs_of
-from simulator.stretches import Stretches
+from simulator.playback.replay import IntArray, Replay, runs_of
+from simulator.playback.stretches import Stretches
 
 THINNING = 7001
 """Stream of the luck of thinning, next to the seed and the request."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from simulator.costs import DraftCost, Prices
-from simulator.replay import IntArray
-from simulator.round import Round
+from simulator.playback.replay import IntArray
+from simulator.pricing.costs import DraftCost, Prices
 from simulator.routing.drafter_choice import Choice, Newcomer
 from simulator.routing.drafter_replay import ManyRuns
+from simulator.serving.round import Round
 
 
 class Door:

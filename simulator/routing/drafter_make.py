@@ -10,10 +10,11 @@ import numpy as np
 
 from calibration.errors import ScenarioError, did_you_mean
 from calibration.traces import TraceSet
-from simulator.costs import DraftCost, Prices
 from simulator.placement import Placement
-from simulator.recorded import Material
-from simulator.replay import DrawnRuns, FloatArray, IntArray, Replay, SequenceTable
+from simulator.playback.recorded import Material
+from simulator.playback.replay import DrawnRuns, FloatArray, IntArray, Replay, SequenceTable
+from simulator.playback.signals import make_signals
+from simulator.pricing.costs import DraftCost, Prices
 from simulator.routing import drafter_settings as settings
 from simulator.routing.drafter_bandits import (
     KernelUcb,
@@ -31,7 +32,6 @@ from simulator.routing.drafter_replay import ManyRuns, must_be_greedy
 from simulator.routing.drafter_settings import stopping_faults
 from simulator.routing.drafter_signals import ManySignals
 from simulator.scenario import Scenario
-from simulator.signals import make_signals
 from simulator.stopping import StoppingPolicy, policy_signals
 
 _OPEN_ENDED = 64

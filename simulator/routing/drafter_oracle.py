@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from simulator.costs import DraftCost, DraftFraction, DraftPerStep, Prices
-from simulator.replay import FloatArray, IntArray
+from simulator.playback.replay import FloatArray, IntArray
+from simulator.pricing.costs import DraftCost, DraftFraction, DraftPerStep, Prices
 from simulator.routing.drafter_choice import Newcomer
 from simulator.routing.drafter_replay import ManyRuns
 

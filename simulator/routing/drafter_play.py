@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.replay import IntArray, Replay
-from simulator.round import FloatArray, Played, Round
+from simulator.playback.replay import IntArray, Replay
 from simulator.routing.drafter_choice import Choice
 from simulator.routing.drafter_group import Door, Draft, Drafters
 from simulator.routing.drafter_oracle import Foresight
+from simulator.serving.round import FloatArray, Played, Round
 from simulator.stopping import StoppingPolicy
 
 

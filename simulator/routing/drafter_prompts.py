@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
-from simulator.replay import FloatArray, IntArray, SequenceTable
+from simulator.playback.replay import FloatArray, IntArray, SequenceTable
 from simulator.workload.streams import stream
 
 

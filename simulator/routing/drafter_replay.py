@@ -14,8 +14,8 @@ import numpy as np
 
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
-from simulator.replay import UNLIMITED, IntArray, RecordedRuns, Replay, SequenceTable, compile_replay
-from simulator.stretches import Stretches
+from simulator.playback.replay import UNLIMITED, IntArray, RecordedRuns, Replay, SequenceTable, compile_replay
+from simulator.playback.stretches import Stretches
 
 
 class ManyRuns:
@@ -100,7 +100,7 @@ def compile_drafters(
     longest_draft: int | None,
     block_tokens: int,
 ) -> ManyRuns:
-    """Compile the positions of all `drafters`; see `simulator.replay.compile_replay` for the rest."""
+    """Compile the positions of all `drafters`; see `simulator.playback.replay.compile_replay` for the rest."""
     parts = [
         compile_replay(
             traces, name, sequences, slots=1, seed=seed, longest_draft=longest_draft, block_tokens=block_tokens

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from calibration.errors import did_you_mean
-from simulator.settings import Count, Positive, Section
+from simulator.keys.settings import Count, Positive, Section
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Features = Literal["tokens", "domain"]
@@ -59,7 +59,7 @@ class ByConfidence(Candidates):
 
     Every drafter drafts for every slot, as far as the stopping policy says or only `probe_tokens`; the one with the
     largest mean confidence over those steps is kept, drafts on to its end, and is verified. All drafting is charged.
-    As exact as the signals (`simulator.signals`). The drafters' KV catches up with the text for free.
+    As exact as the signals (`simulator.playback.signals`). The drafters' KV catches up with the text for free.
     """
 
     policy: Literal["confidence"]

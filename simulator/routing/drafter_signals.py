@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from simulator.replay import FloatArray, IntArray
+from simulator.playback.replay import FloatArray, IntArray
+from simulator.playback.signals import RecordedSignals
 from simulator.routing.drafter_replay import ManyRuns
-from simulator.signals import RecordedSignals
 
 
 class ManySignals:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from simulator.fleet_settings import (
+from simulator.keys.fleet_settings import (
     LeastLoaded,
     PowerOfTwo,
     PrefixAffinity,
@@ -17,7 +17,7 @@ from simulator.fleet_settings import (
     RoundRobin,
     SessionHash,
 )
-from simulator.job import Job
+from simulator.serving.job import Job
 
 _MASK = (1 << 64) - 1
 

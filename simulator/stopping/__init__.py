@@ -5,7 +5,7 @@ one. Each says in its docstring where it comes from and how exact its replay is.
 through entry points: see `simulator.stopping.plugins`.
 """
 
-from simulator.recorded import Material
+from simulator.playback.recorded import Material
 from simulator.stopping.base import Policy, StoppingPolicy
 from simulator.stopping.fixed import ByBatch, Fixed
 from simulator.stopping.make import make_policy, policy_signals

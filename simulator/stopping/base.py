@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.round import IntArray, Played, Round
+from simulator.serving.round import IntArray, Played, Round
 
 if TYPE_CHECKING:
-    from simulator.trees import Tree
+    from simulator.trees.trees import Tree
 
 
 class StoppingPolicy(Protocol):

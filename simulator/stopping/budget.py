@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from simulator.round import FloatArray, IntArray, Played, Round
+from simulator.serving.round import FloatArray, IntArray, Played, Round
 from simulator.stopping.base import Policy
 from simulator.stopping.confidence import AcceptanceSignals
 from simulator.stopping.forecast import draft_seconds, verify_seconds
@@ -21,9 +21,9 @@ class Budget(Policy):
     tokens per second, (B + sum of the m largest s_ij) / seconds, B one certain token per request; or m is a given
     number per request. The a_ij come from
 
-    - ``confidence``: a logistic model of the drafted tokens' confidence and entropy (`simulator.predictor`), which
-      vLLM fits while serving and which here is fitted beforehand; all requests draft their longest draft first, and
-      what is not verified of it is wasted. As exact as the signals.
+    - ``confidence``: a logistic model of the drafted tokens' confidence and entropy (`simulator.playback.predictor`),
+      which vLLM fits while serving and which here is fitted beforehand; all requests draft their longest draft
+      first, and what is not verified of it is wasted. As exact as the signals.
     - ``acceptance``: a_ij = a_i, a moving average of the request's accepted over compared tokens, known before
       drafting, so that nothing is drafted but what is verified. The depth is chosen together with m; drafting is
       priced as if every slot went to that depth. Not what vLLM does. As exact as the replay of `Fixed`.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.round import IntArray, Round
+from simulator.serving.round import IntArray, Round
 from simulator.stopping.base import Policy
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.costs import DraftFraction, DraftPerStep, Prices
-from simulator.round import FloatArray, IntArray, Round
+from simulator.pricing.costs import DraftFraction, DraftPerStep, Prices
+from simulator.serving.round import FloatArray, IntArray, Round
 
 
 def verify_seconds(round_: Round, drafted_tokens: IntArray) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.round import FloatArray, IntArray, Played, Round
+from simulator.serving.round import FloatArray, IntArray, Played, Round
 from simulator.stopping.base import Policy
 from simulator.stopping.forecast import even_seconds
 

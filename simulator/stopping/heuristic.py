@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.round import IntArray, Played, Round
+from simulator.serving.round import IntArray, Played, Round
 from simulator.stopping.base import Policy
 
 

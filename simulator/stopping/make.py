@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.errors import ReplayError
-from simulator import stopping_settings as settings
-from simulator.dynamic_tree import dynamic_tree
-from simulator.recorded import Material
-from simulator.replay import Replay
-from simulator.sequoia import tree_table
-from simulator.signals import RecordedSignals, make_signals
+from simulator.keys import stopping_settings as settings
+from simulator.playback.recorded import Material
+from simulator.playback.replay import Replay
+from simulator.playback.signals import RecordedSignals, make_signals
 from simulator.stopping.base import StoppingPolicy
 from simulator.stopping.budget import Budget
 from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
@@ -21,7 +19,9 @@ from simulator.stopping.moving_average import AdaptiveSteps
 from simulator.stopping.oracle import Oracle, OracleCost
 from simulator.stopping.plugins import plugin_policy
 from simulator.stopping.tree import TreeDraft
-from simulator.trees import Tree, TreeShape, rank_frequencies, static_tree
+from simulator.trees.dynamic_tree import dynamic_tree
+from simulator.trees.sequoia import tree_table
+from simulator.trees.trees import Tree, TreeShape, rank_frequencies, static_tree
 
 _RANKS = 16
 """Ranks that a Sequoia tree may use where no acceptance vector is given."""

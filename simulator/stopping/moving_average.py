@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
-from simulator.round import IntArray, Played, Round
+from simulator.keys.stopping_settings import MovingAverage, Tier
+from simulator.serving.round import IntArray, Played, Round
 from simulator.stopping.base import Policy
-from simulator.stopping_settings import MovingAverage, Tier
 
 
 class Steps:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.round import IntArray, Round
+from simulator.serving.round import IntArray, Round
 from simulator.stopping.base import Policy
-from simulator.trees import Tree
+from simulator.trees.trees import Tree
 
 
 class TreeDraft(Policy):
-    """The same kind of tree in every round; see `simulator.trees` and `simulator.dynamic_tree` for exactness.
+    """The same kind of tree in every round; exactness: see `simulator.trees.trees`, `simulator.trees.dynamic_tree`.
 
     A placement replays and prices `tree` and does not ask for a draft length. `longest_draft` counts nodes: so many
     KV slots are needed ahead.

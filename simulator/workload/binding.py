@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from calibration.errors import ScenarioError, did_you_mean
-from simulator.replay import FloatArray, IntArray, SequenceTable
+from simulator.keys.workload_settings import Bound, Order, ServiceClass
+from simulator.playback.replay import FloatArray, IntArray, SequenceTable
 from simulator.workload.lengths import make_lengths
 from simulator.workload.streams import CLASSES, MIX, ORDER, stream
-from simulator.workload_settings import Bound, Order, ServiceClass
 
 
 def serving_order(number: int, order: Order, rng: np.random.Generator) -> Iterator[int]:

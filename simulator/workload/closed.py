@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from simulator.keys.workload_settings import ClosedLoop
 from simulator.workload.binding import Binder
 from simulator.workload.request import Request
 from simulator.workload.streams import THINK, stream
-from simulator.workload_settings import ClosedLoop
 
 _BLOCK = 256
 """Requests that are bound, and think times that are drawn, at once."""

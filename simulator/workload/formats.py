@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.errors import ScenarioError
 from simulator.arrivals import read_arrivals
-from simulator.replay import FloatArray, IntArray
+from simulator.playback.replay import FloatArray, IntArray
 from simulator.workload.arrivals import Arrivals, Prefixes
 from simulator.workload.files import CsvColumns, Faults, opened, sha256
 

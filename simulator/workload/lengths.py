@@ -8,10 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.replay import FloatArray, IntArray
-from simulator.workload.files import CsvColumns
-from simulator.workload.streams import LENGTHS, stream
-from simulator.workload_settings import (
+from simulator.keys.workload_settings import (
     ConstantTokens,
     DrawnLengths,
     Lengths,
@@ -20,6 +17,9 @@ from simulator.workload_settings import (
     RecordedLengths,
     SampledLengths,
 )
+from simulator.playback.replay import FloatArray, IntArray
+from simulator.workload.files import CsvColumns
+from simulator.workload.streams import LENGTHS, stream
 
 Draw = Callable[[int], IntArray | None]
 """Gives so many token counts, or None where they are as recorded; drawing twice is like drawing once."""

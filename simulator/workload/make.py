@@ -8,7 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from simulator.arrivals import bind_rows, read_arrivals
-from simulator.replay import FloatArray, SequenceTable
+from simulator.keys.workload_settings import (
+    ArrivalFile,
+    Bound,
+    ClientMixture,
+    ClosedLoop,
+    Drawn,
+    GammaArrivals,
+    Limited,
+    PoissonArrivals,
+    TraceArrivals,
+)
+from simulator.playback.replay import FloatArray, SequenceTable
 from simulator.scenario import Scenario
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.binding import Binder, Bindings
@@ -20,17 +31,6 @@ from simulator.workload.open import OpenSource
 from simulator.workload.processes import Limits, PiecewiseRate, gamma, piecewise, poisson
 from simulator.workload.request import Source
 from simulator.workload.streams import ARRIVALS, stream
-from simulator.workload_settings import (
-    ArrivalFile,
-    Bound,
-    ClientMixture,
-    ClosedLoop,
-    Drawn,
-    GammaArrivals,
-    Limited,
-    PoissonArrivals,
-    TraceArrivals,
-)
 
 
 def make_source(scenario: Scenario, sequences: SequenceTable) -> Source:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 class Request:
     """One request. `sequence` is its index among the sequences served; `counted` is false for a filler.
 
-    Submitted at `arrival_s`; what becomes of it then, the engine remembers (`simulator.job`).
+    Submitted at `arrival_s`; what becomes of it then, the engine remembers (`simulator.serving.job`).
     """
 
     id: int
@@ -31,7 +31,7 @@ class Request:
     tokens in the block and in all before it."""
     prefix_block_tokens: int = 0
     resampled_tokens: int = 0
-    """Output tokens beyond its recording, continued by resampled blocks (`simulator.blocks`)."""
+    """Output tokens beyond its recording, continued by resampled blocks (`simulator.playback.blocks`)."""
 
     @property
     def resampled(self) -> bool:

@@ -16,8 +16,8 @@ from scenarios import random_runs, scenario, traces_of
 from calibration.errors import ReplicationWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
-from simulator.compare import Contrast, compare, contrast
-from simulator.replicate import Replications, replicate, replication_seeds
+from simulator.experiments.compare import Contrast, compare, contrast
+from simulator.experiments.replicate import Replications, replicate, replication_seeds
 
 POISSON = {"kind": "poisson", "rate_rps": 2.0, "requests": 60, "order": "shuffled"}
 

@@ -16,7 +16,7 @@ from calibration.errors import CostError, ExtrapolationWarning
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 from simulator import simulate
-from simulator.fitted import FittedStep, fit_step
+from simulator.pricing.fitted import FittedStep, fit_step
 
 BATCHES, NEW, CONTEXTS = (1, 2, 4, 8), (1, 2, 3, 5, 9), (64, 256, 512)
 GRID = [(b, n, c) for b in BATCHES for n in NEW for c in CONTEXTS]

@@ -174,7 +174,7 @@ def test_a_client_stays_with_its_replica_while_that_is_up(tmp_path: Path) -> Non
 
 def sources_of(plan: Scenario, traces: TraceSet) -> list[str]:
     """The clients of all requests, in order."""
-    from simulator.replay import select_sequences
+    from simulator.playback.replay import select_sequences
     from simulator.workload import make_source
 
     source = make_source(plan, select_sequences(traces, drafter="drafter"))
@@ -372,7 +372,7 @@ def classed(
         costs={"verifier": {"kind": "linear", "base_s": 0.02}},
     )
     traces = traces_of([[0] * 10], prompts=[5])
-    from simulator.replay import select_sequences
+    from simulator.playback.replay import select_sequences
     from simulator.workload import make_source
 
     source = make_source(plan, select_sequences(traces, drafter="drafter"))

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from scenarios import random_runs, scenario, traces_of
 
-import simulator.engine
+import simulator.serving.engine
 from calibration.errors import CostError, ScenarioError
 from calibration.traces import DeviceInfo, Manifest
 from calibration.traces.manifest import ModelInfo
 from simulator import simulate
-from simulator.engine_settings import EngineSettings
-from simulator.kv import BlockPool, chain
-from simulator.memory import block_bytes, num_blocks
-from simulator.scheduler import Plan, Scheduler
+from simulator.keys.engine_settings import EngineSettings
+from simulator.serving.kv import BlockPool, chain
+from simulator.serving.memory import block_bytes, num_blocks
+from simulator.serving.scheduler import Plan, Scheduler
 
 BLOCKS = 12
 
@@ -177,12 +177,12 @@ def test_blocks_are_conserved_at_every_event(
         **({"preemption_mode": "swap", "swap_bandwidth_gb_s": 1.0, "kv_bytes_per_token": 100.0} if swap else {}),
     }
     plan = scenario(policy, workload={"concurrency": 6, "requests": 15}, engine=engine)
-    before, Watched.seen = simulator.engine.Scheduler, 0
-    simulator.engine.Scheduler = Watched  # type: ignore[misc]
+    before, Watched.seen = simulator.serving.engine.Scheduler, 0
+    simulator.serving.engine.Scheduler = Watched  # type: ignore[misc]
     try:
         result = simulate(plan, traces_of(runs, prompts=prompts))
     finally:
-        simulator.engine.Scheduler = before  # type: ignore[misc]
+        simulator.serving.engine.Scheduler = before  # type: ignore[misc]
     assert Watched.seen > 30
     assert result.summary["completed"] == 15
 

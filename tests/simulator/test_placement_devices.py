@@ -12,7 +12,7 @@ from scenarios import DRAFT, LINEAR, scenario, traces_of
 from calibration.errors import CostError, ScenarioError
 from simulator import RunResult, Scenario, simulate
 from simulator.placement.thinning import ThinnedRuns
-from simulator.replay import compile_replay, select_sequences
+from simulator.playback.replay import compile_replay, select_sequences
 
 VERIFY_S, STEP_S = 0.05, 0.004
 FLAT = {

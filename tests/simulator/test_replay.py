@@ -12,7 +12,7 @@ from scenarios import scenario, traces_of
 from calibration.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
 from simulator import simulate
-from simulator.replay import DrawnRuns, RecordedRuns, Replay, compile_replay, runs_of, select_sequences
+from simulator.playback.replay import DrawnRuns, RecordedRuns, Replay, compile_replay, runs_of, select_sequences
 
 
 def compiled(traces: TraceSet, *, longest: int | None = 4, seed: int = 0, slots: int = 2) -> Replay:

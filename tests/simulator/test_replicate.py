@@ -28,9 +28,9 @@ from calibration.errors import (
 )
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
-from simulator.estimate import estimate, results_of
-from simulator.pool import THREADS, process_pool, run_all
-from simulator.replicate import Replications, replicate, replication_seeds
+from simulator.experiments.estimate import estimate, results_of
+from simulator.experiments.pool import THREADS, process_pool, run_all
+from simulator.experiments.replicate import Replications, replicate, replication_seeds
 
 POISSON = {"kind": "poisson", "rate_rps": 2.0, "requests": 40, "order": "shuffled"}
 

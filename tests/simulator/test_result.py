@@ -17,7 +17,7 @@ from scenarios import scenario, traces_of
 from calibration.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator import RunResult, load_scenario, simulate
-from simulator.result import FILES
+from simulator.results.result import FILES
 
 
 def traces() -> TraceSet:

@@ -16,8 +16,8 @@ from several import COSTS, routed, several
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator import simulate
-from simulator.recorded import Material
-from simulator.replay import select_sequences
+from simulator.playback.recorded import Material
+from simulator.playback.replay import select_sequences
 from simulator.routing.drafter_make import mean_accepted
 from simulator.routing.drafter_prompts import (
     equal_rows,

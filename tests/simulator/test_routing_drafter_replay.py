@@ -10,7 +10,7 @@ from scenarios import random_runs
 from several import several
 
 from calibration.traces import TraceSet
-from simulator.replay import Replay, SequenceTable, compile_replay, select_sequences
+from simulator.playback.replay import Replay, SequenceTable, compile_replay, select_sequences
 from simulator.routing.drafter_oracle import best_ways, way_cost
 from simulator.routing.drafter_replay import ManyRuns, compile_drafters
 

@@ -12,9 +12,9 @@ from several import COSTS, routed, several
 from calibration.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, load_scenario, parse_scenario, simulate
-from simulator.engine_settings import EngineSettings
-from simulator.memory import num_blocks
+from simulator.keys.engine_settings import EngineSettings
 from simulator.routing.drafter_make import drafter_rule, in_memory
+from simulator.serving.memory import num_blocks
 
 BASE = {"workload": {"kind": "closed", "concurrency": 2}, "stopping": {"policy": "fixed", "draft_tokens": 2}}
 

@@ -11,10 +11,10 @@ from builders import felt_traces, manifest
 
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet, bundled
-from simulator.predictor import features, fit_logistic, logistic, predicted
-from simulator.recorded import Material
-from simulator.replay import compile_replay, select_sequences
-from simulator.signals import RecordedSignals, make_signals
+from simulator.playback.predictor import features, fit_logistic, logistic, predicted
+from simulator.playback.recorded import Material
+from simulator.playback.replay import compile_replay, select_sequences
+from simulator.playback.signals import RecordedSignals, make_signals
 
 
 def compiled(

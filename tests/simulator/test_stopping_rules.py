@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.traces.manifest import FractionOfVerify, LinearCost
-from simulator.costs import DraftCost, DraftFraction, DraftPerRound, DraftPerStep, LinearStep, Prices
-from simulator.round import Played, Round
+from simulator.keys.stopping_settings import MovingAverage, Tier
+from simulator.pricing.costs import DraftCost, DraftFraction, DraftPerRound, DraftPerStep, LinearStep, Prices
+from simulator.serving.round import Played, Round
 from simulator.stopping import ByBatch, OracleCost, StoppingPolicy
 from simulator.stopping.budget import Budget
 from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
 from simulator.stopping.goodput import Goodput, PerRequest, expected_tokens
 from simulator.stopping.heuristic import Heuristic
 from simulator.stopping.moving_average import AdaptiveSteps
-from simulator.stopping_settings import MovingAverage, Tier
 
 SLOTS, CURSORS = 6, 400
 VERIFY = LinearStep(LinearCost(base_s=0.006, per_token_s=0.0002, per_context_token_s=4e-8), "test")

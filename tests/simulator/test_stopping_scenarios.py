@@ -15,7 +15,7 @@ from scenarios import scenario
 from calibration.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, make_table
 from simulator import RunResult, Scenario, parse_scenario, simulate
-from simulator.round import IntArray, Round
+from simulator.serving.round import IntArray, Round
 from simulator.stopping import Policy, plugins
 
 H100: dict[str, Any] = {

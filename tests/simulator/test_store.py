@@ -13,8 +13,8 @@ from scenarios import random_runs, scenario, traces_of
 from calibration.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario
-from simulator import store as stores
-from simulator.store import MIGRATIONS, Store, StoredCell, cell_key, traces_hash
+from simulator.experiments import store as stores
+from simulator.experiments.store import MIGRATIONS, Store, StoredCell, cell_key, traces_hash
 
 CELL = StoredCell({"completed": 3, "mean_ttft_ms": 0.1}, (("ExtrapolationWarning", "beyond"),))
 

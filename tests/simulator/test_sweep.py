@@ -21,10 +21,10 @@ from scenarios import random_runs, scenario, timing_table, traces_of
 from calibration.errors import ExtrapolationWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
-from simulator import store as stores
-from simulator.axes import load_sweep, parse_axis, plan_sweep
-from simulator.replicate import replication_seeds
-from simulator.sweep import run_sweep, sweep
+from simulator.experiments import store as stores
+from simulator.experiments.axes import load_sweep, parse_axis, plan_sweep
+from simulator.experiments.replicate import replication_seeds
+from simulator.experiments.sweep import run_sweep, sweep
 
 POISSON = {"kind": "poisson", "rate_rps": 2.0, "requests": 30, "order": "shuffled"}
 GRID: dict[str, list[Any]] = {"stopping.draft_tokens": [1, 3], "engine.max_num_seqs": [2, 4, 8]}
@@ -90,7 +90,7 @@ def test_an_axis_may_replace_a_whole_table_or_the_seed() -> None:
 
 
 def test_every_fault_of_every_cell_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simulator.pool.simulate", None)
+    monkeypatch.setattr("simulator.experiments.pool.simulate", None)
     with pytest.raises(ScenarioError) as caught:
         sweep(base(), {"stopping.draft_token": [1, 2], "engine.max_num_seqs": [4, 0, -1]}, traces=traces())
     assert str(caught.value).split("\n") == [
@@ -283,7 +283,7 @@ def test_finished_cells_are_not_run_again(tmp_path: Path, monkeypatch: pytest.Mo
     again = sweep(base(), GRID, traces=traces(), workers=1, store=place, replications=2)
     assert again.reused == 6
     with monkeypatch.context() as patch:
-        patch.setattr("simulator.pool.simulate", None)
+        patch.setattr("simulator.experiments.pool.simulate", None)
         heard: list[tuple[int, int]] = []
         kept = sweep(
             base(), GRID, traces=traces(), store=place, progress=lambda done, total: heard.append((done, total))
@@ -325,7 +325,7 @@ def test_an_error_in_a_cell_keeps_those_before_it(tmp_path: Path, monkeypatch: p
         return simulate(chosen, traces)
 
     with monkeypatch.context() as patch:
-        patch.setattr("simulator.pool.simulate", breaks)
+        patch.setattr("simulator.experiments.pool.simulate", breaks)
         with pytest.raises(MemoryError):
             sweep(base(), GRID, traces=traces(), workers=1, store=place)
     assert sweep(base(), GRID, traces=traces(), workers=1, store=place).reused == 3
@@ -343,8 +343,8 @@ def test_warnings_are_kept_with_their_cells(tmp_path: Path) -> None:
 
 LONG = """
 import sys
-from simulator.axes import load_sweep
-from simulator.sweep import run_sweep
+from simulator.experiments.axes import load_sweep
+from simulator.experiments.sweep import run_sweep
 
 if __name__ == "__main__":
     plan = load_sweep(sys.argv[1], ["workload.requests=" + ",".join(map(str, range(400, 480)))], replications=1)

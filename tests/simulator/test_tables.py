@@ -13,11 +13,11 @@ from scenarios import random_runs, scenario, traces_of
 from calibration.errors import ReplicationWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
-from simulator.compare import compare
-from simulator.estimate import Estimate
-from simulator.replicate import replicate
-from simulator.sweep import sweep
-from simulator.tables import (
+from simulator.experiments.compare import compare
+from simulator.experiments.estimate import Estimate
+from simulator.experiments.replicate import replicate
+from simulator.experiments.sweep import sweep
+from simulator.results.tables import (
     comparison_table,
     estimate_text,
     half_text,

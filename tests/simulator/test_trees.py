@@ -17,12 +17,12 @@ from scenarios import DRAFT, LINEAR, scenario
 from calibration.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, bundled
 from simulator import simulate
-from simulator.costs import DraftPerStep, LinearStep, Prices
-from simulator.dynamic_tree import dynamic_tree, rank_probabilities
-from simulator.recorded import Material
-from simulator.replay import select_sequences
-from simulator.sequoia import tree_table
-from simulator.trees import Tree, TreeShape, rank_frequencies, static_tree
+from simulator.playback.recorded import Material
+from simulator.playback.replay import select_sequences
+from simulator.pricing.costs import DraftPerStep, LinearStep, Prices
+from simulator.trees.dynamic_tree import dynamic_tree, rank_probabilities
+from simulator.trees.sequoia import tree_table
+from simulator.trees.trees import Tree, TreeShape, rank_frequencies, static_tree
 
 Paths = frozenset[tuple[int, ...]]
 

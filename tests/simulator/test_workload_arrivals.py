@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from simulator import Scenario
-from simulator.replay import select_sequences
+from simulator.playback.replay import select_sequences
 from simulator.workload import OpenSource, Request, make_source
 from simulator.workload.processes import Limits, PiecewiseRate, gamma, piecewise, poisson
 

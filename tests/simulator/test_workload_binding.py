@@ -17,10 +17,10 @@ from shared_data import shared_data
 
 from calibration.errors import ScenarioError
 from simulator import Scenario
-from simulator.replay import select_sequences
+from simulator.keys.workload_settings import PoissonArrivals
+from simulator.playback.replay import select_sequences
 from simulator.workload import ClosedSource, OpenSource, Request, make_source
 from simulator.workload.binding import Binder
-from simulator.workload_settings import PoissonArrivals
 
 SEQUENCES = select_sequences(
     iid_traces(0.5, np.random.default_rng(0), sequences=7, output_tokens=40, domains=("chat", "code", "maths"))

@@ -13,9 +13,9 @@ from scenarios import random_runs, traces_of
 
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
-from simulator.blocks import BlockPool, Continuation
-from simulator.replay import RecordedRuns, Replay, SequenceTable, compile_replay, select_sequences
-from simulator.stretches import Stretches
+from simulator.playback.blocks import BlockPool, Continuation
+from simulator.playback.replay import RecordedRuns, Replay, SequenceTable, compile_replay, select_sequences
+from simulator.playback.stretches import Stretches
 
 DOMAINS = ("chat", "code", "maths")
 

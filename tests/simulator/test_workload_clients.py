@@ -14,7 +14,7 @@ from shared_data import shared_data
 
 from calibration.errors import ScenarioError
 from simulator import Scenario
-from simulator.replay import select_sequences
+from simulator.playback.replay import select_sequences
 from simulator.workload import OpenSource, Request, make_source
 from simulator.workload.client_files import read_clients
 from simulator.workload.clients import Client, Law, Window, superpose

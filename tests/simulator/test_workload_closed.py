@@ -14,7 +14,7 @@ from scenarios import scenario, traces_of
 from scipy import stats
 
 from simulator import Scenario, simulate
-from simulator.replay import select_sequences
+from simulator.playback.replay import select_sequences
 from simulator.workload import ClosedSource, make_source
 
 CONSTANT = {"overhead_s": 0.0, "verifier": {"kind": "linear", "base_s": 0.01}}

@@ -16,7 +16,7 @@ from shared_data import shared_data
 
 from calibration.errors import ScenarioError
 from simulator import Scenario
-from simulator.replay import SequenceTable, select_sequences
+from simulator.playback.replay import SequenceTable, select_sequences
 from simulator.workload import OpenSource, Request, make_source
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

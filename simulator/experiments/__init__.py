@@ -1,0 +1,1 @@
+"""Several runs: replications, comparisons on the same luck, sweeps with a store."""

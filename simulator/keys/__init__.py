@@ -1,0 +1,1 @@
+"""The tables of a scenario, one strict model each."""

@@ -1,0 +1,1 @@
+"""Recorded behaviour compiled for replay: run lengths, signals, continuations."""

@@ -1,0 +1,1 @@
+"""What steps cost, in seconds and joules."""

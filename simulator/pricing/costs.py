@@ -1,0 +1,325 @@
+"""Costs: seconds of a step of one model on one device.
+
+Every model answers ``step_seconds(batch, new_tokens, context_tokens)``, vectorised, where *new_tokens* and
+*context_tokens* (tokens already in the cache) are **sums over the batch**, not counts per sequence.
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any, Protocol
+
+import numpy as np
+
+from calibration.errors import CostError, did_you_mean
+from calibration.traces import Manifest, TraceSet
+from calibration.traces.manifest import CostConstants, FractionOfVerify, LinearCost
+from simulator.playback.replay import FloatArray, IntArray
+from simulator.pricing.fitted import fit_step
+from simulator.scenario import Costs, DrafterCost, Measured, Scenario, Stated, VerifierCost
+
+Number = float | FloatArray | IntArray
+ONE_SHOT = frozenset({"prompt-lookup", "ngram"})
+"""Paradigms that propose a whole draft in one step; a measured step of theirs is the price of a round."""
+
+
+class StepCost(Protocol):
+    """Seconds of one step of one model."""
+
+    def step_seconds(self, batch: Number, new_tokens: Number, context_tokens: Number) -> Any:
+        """Give seconds; arguments broadcast. Both token counts are sums over the batch."""
+        ...
+
+    def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
+        """Whether this step lies outside of what was measured."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Give what the price is made of, with its error where that is known."""
+        ...
+
+
+class LinearStep:
+    """base_s + per_token_s * new tokens + per_context_token_s * cached tokens; stated, not measured."""
+
+    def __init__(self, cost: LinearCost, source: str) -> None:
+        self._cost = cost
+        self._source = source
+        self._base, self._token, self._context = cost.base_s, cost.per_token_s, cost.per_context_token_s
+
+    def step_seconds(self, batch: Number, new_tokens: Number, context_tokens: Number) -> Any:
+        """Give seconds; arguments broadcast. Both token counts are sums over the batch."""
+        return self._base + self._token * new_tokens + self._context * context_tokens
+
+    def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
+        """Never: the range of stated constants is not known."""
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        """Give the constants and where they come from."""
+        return {**self._cost.model_dump(exclude={"charged"}), "source": self._source}
+
+
+class DraftPerStep:
+    """Drafting in lock step: the j-th draft step is one step of the slots that still draft, one token each.
+
+    Slots whose draft is complete wait; the context of a slot grows by one with every token it drafted.
+    """
+
+    charged = "per_step"
+
+    def __init__(self, step: StepCost) -> None:
+        self.step = step
+
+    def seconds(self, drafted: IntArray, context: IntArray, verify_s: float) -> tuple[float, bool]:
+        """Give (seconds, whether outside the measured range) of drafting `drafted` tokens per slot."""
+        longest = int(drafted.max())
+        if longest == 0:
+            return 0.0, False
+        # Slots still drafting, and their context, at steps 0 .. longest-1: all minus those that have finished.
+        still = len(drafted) - np.bincount(drafted, minlength=longest + 1).cumsum()[:longest]
+        left = np.bincount(drafted, weights=context, minlength=longest + 1).cumsum()[:longest]
+        cached = context.sum() - left + np.arange(longest) * still
+        seconds = float(self.step.step_seconds(still, still, cached).sum())
+        # The first step has the most slots, the last one the longest contexts.
+        first = self.step.outside(float(still[0]), float(still[0]), float(cached[0]))
+        last = longest > 1 and self.step.outside(float(still[-1]), float(still[-1]), float(cached[-1]))
+        return seconds, first or last
+
+
+class DraftPerRound:
+    """One step a round, whatever its length, even where nothing is drafted (published EAGLE constants)."""
+
+    charged = "per_round"
+
+    def __init__(self, step: StepCost, tokens: bool) -> None:
+        self.step = step
+        self.tokens = tokens
+        """Whether the price counts drafted tokens (constants) or slots (a measured one-shot lookup)."""
+
+    def seconds(self, drafted: IntArray, context: IntArray, verify_s: float) -> tuple[float, bool]:
+        """Give (seconds, whether outside the measured range) of one round."""
+        batch = len(drafted)
+        new, cached = int(drafted.sum()) if self.tokens else batch, int(context.sum())
+        return float(self.step.step_seconds(batch, new, cached)), self.step.outside(batch, new, cached)
+
+
+class DraftFraction:
+    """A fraction of the round's verification (n-gram lookup on the host, as published)."""
+
+    charged = "per_round"
+
+    def __init__(self, cost: FractionOfVerify, source: str) -> None:
+        self._cost = cost
+        self._source = source
+
+    def seconds(self, drafted: IntArray, context: IntArray, verify_s: float) -> tuple[float, bool]:
+        """Give (seconds, False)."""
+        return self._cost.fraction * verify_s, False
+
+    @property
+    def step(self) -> DraftFraction:
+        """Itself: it has no step of its own."""
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """Give the fraction and where it comes from."""
+        return {**self._cost.model_dump(), "source": self._source}
+
+
+DraftCost = DraftPerStep | DraftPerRound | DraftFraction
+
+
+class Sharded:
+    """A stated linear step on several devices: its seconds / `size` + `all_reduce_s`. An assumption."""
+
+    def __init__(self, step: LinearStep, size: int, all_reduce_s: float) -> None:
+        self._step, self._size, self._all_reduce_s = step, size, all_reduce_s
+
+    def step_seconds(self, batch: Number, new_tokens: Number, context_tokens: Number) -> Any:
+        """Give seconds; arguments broadcast. Both token counts are sums over the batch."""
+        return self._step.step_seconds(batch, new_tokens, context_tokens) / self._size + self._all_reduce_s
+
+    def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
+        """Never: the range of stated constants is not known."""
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        """Give the constants, and that their division is assumed."""
+        shards = {
+            "tensor_parallel_size": self._size,
+            "all_reduce_s": self._all_reduce_s,
+            "sharding": "assumed linear",
+        }
+        return self._step.describe() | shards
+
+
+class Prices:
+    """What an engine iteration costs, and how many prices lay outside of the measured range.
+
+    Prefill is a verifier step on the prompt tokens; the drafter's own prefill is not charged. Verification of a
+    decode round is priced at the next of `capture_sizes` (ascending) where there is one: vLLM pads a step to the
+    sizes that its CUDA graphs were captured for.
+    """
+
+    def __init__(
+        self,
+        prefill: StepCost,
+        verify: StepCost,
+        draft: DraftCost | None,
+        overhead_s: float,
+        capture_sizes: tuple[int, ...] = (),
+    ) -> None:
+        self.prefill, self.verify, self.draft, self.overhead_s = prefill, verify, draft, overhead_s
+        self.capture_sizes = capture_sizes
+        self.by_drafter: dict[str, DraftCost] = {}
+        """Prices of several drafters among whom requests are routed; `draft` is None then."""
+        self.extrapolated_iterations = 0
+
+    def prefill_s(self, batch: int, prompt_tokens: int, context_tokens: int = 0) -> float:
+        """Give the verifier's seconds for prefilling `prompt_tokens` behind `context_tokens`: sums over the batch."""
+        self.extrapolated_iterations += self.prefill.outside(batch, prompt_tokens, context_tokens)
+        return float(self.prefill.step_seconds(batch, prompt_tokens, context_tokens))
+
+    def added_prefill_s(self, batch: int, prompt_tokens: int, context_tokens: int) -> float:
+        """Give the seconds that prefill chunks add to a decode step: a prefill step without its fixed part.
+
+        Exact for linear costs; for measured ones an approximation, as mixed steps are not measured.
+        """
+        return self.prefill_s(batch, prompt_tokens, context_tokens) - float(self.prefill.step_seconds(1, 0, 0))
+
+    def verify_s(self, batch: int, tokens: int, context_tokens: int) -> tuple[float, bool]:
+        """Give (seconds, whether outside of the measured range) of verifying `tokens` in all."""
+        if self.capture_sizes:
+            size = bisect.bisect_left(self.capture_sizes, tokens)
+            tokens = self.capture_sizes[size] if size < len(self.capture_sizes) else tokens
+        outside = self.verify.outside(batch, tokens, context_tokens)
+        return float(self.verify.step_seconds(batch, tokens, context_tokens)), outside
+
+    def decode_s(self, drafted: IntArray | None, context: IntArray, total_context: int) -> tuple[float, float]:
+        """Give (draft seconds, verifier seconds) of a decode round; `drafted` None where there is no drafter."""
+        batch = len(context)
+        tokens = batch if drafted is None else batch + int(drafted.sum())
+        verify_s, outside = self.verify_s(batch, tokens, total_context)
+        draft_s = 0.0
+        if drafted is not None and self.draft is not None:
+            draft_s, beyond = self.draft.seconds(drafted, context, verify_s)
+            outside = outside or beyond
+        self.extrapolated_iterations += outside
+        return draft_s, verify_s
+
+    def partly_verified_s(
+        self, drafted: IntArray, verified: IntArray, context: IntArray, total_context: int
+    ) -> tuple[float, float]:
+        """Give (draft seconds, verifier seconds) of a round that verifies `verified` of the `drafted` tokens only."""
+        batch = len(context)
+        verify_s, outside = self.verify_s(batch, batch + int(verified.sum()), total_context)
+        draft_s, beyond = (0.0, False) if self.draft is None else self.draft.seconds(drafted, context, verify_s)
+        self.extrapolated_iterations += outside or beyond
+        return draft_s, verify_s
+
+    def describe(self) -> dict[str, Any]:
+        """Give what every price is made of."""
+        parts: dict[str, Any] = {
+            "overhead_s": self.overhead_s,
+            "prefill": self.prefill.describe(),
+            "verify": self.verify.describe(),
+        }
+        if self.capture_sizes:
+            parts["cudagraph_capture_sizes"] = list(self.capture_sizes)
+        if self.draft is not None:
+            parts["draft"] = _told(self.draft)
+        if self.by_drafter:
+            parts["draft"] = {"kind": "by_drafter", **{name: _told(cost) for name, cost in self.by_drafter.items()}}
+        return parts
+
+
+def _told(cost: DraftCost) -> dict[str, Any]:
+    return {**cost.step.describe(), "charged": cost.charged}
+
+
+def make_prices(scenario: Scenario, traces: TraceSet) -> Prices:
+    """Give the prices that `scenario` asks for; those it leaves out come from `traces`.
+
+    Raises `CostError` where neither has them.
+    """
+    costs, manifest = scenario.costs, traces.manifest
+    prefill, verify = _verifier(costs, traces)
+    draft = None
+    if scenario.speculates and scenario.drafter is not None:
+        draft = _drafter(costs.drafter, traces, scenario.drafter.name)
+    overhead = costs.overhead_s
+    if overhead is None:
+        stated = isinstance(verify, LinearStep) and not isinstance(costs.verifier, LinearCost)
+        overhead = manifest.costs.overhead_s if stated and manifest.costs is not None else 0.0
+    engine = scenario.engine
+    size = engine.tensor_parallel_size or 1
+    if size > 1:
+        prefill, verify = (_shard(step, size, engine.all_reduce_s or 0.0) for step in (prefill, verify))
+    prices = Prices(prefill, verify, draft, overhead, tuple(sorted(engine.cudagraph_capture_sizes or ())))
+    if scenario.speculates and scenario.routing is not None and scenario.routing.drafter is not None:
+        own = costs.drafters or {}
+        names = scenario.routing.drafter.drafters
+        prices.by_drafter = {name: _drafter(own.get(name, costs.drafter), traces, name) for name in names}
+    return prices
+
+
+def _shard(step: StepCost, size: int, all_reduce_s: float) -> StepCost:
+    if not isinstance(step, LinearStep):
+        raise CostError(
+            f"engine.tensor_parallel_size: must be 1 for measured costs, which hold for the devices they were taken "
+            f"on, got {size}; give [costs.verifier] kind = 'linear'"
+        )
+    return Sharded(step, size, all_reduce_s)
+
+
+def _verifier(costs: Costs, traces: TraceSet) -> tuple[StepCost, StepCost]:
+    """Give the prices of (prefill, verify)."""
+    name = traces.manifest.verifier.name
+    choice = _resolve(costs.verifier, traces, name)
+    if isinstance(choice, Measured):
+        return fit_step(traces.timings, name, "prefill"), fit_step(traces.timings, name, "verify")
+    if isinstance(choice, Stated):
+        choice, source = _constants(traces.manifest).verifier, _constants(traces.manifest).source
+    else:
+        source = "scenario"
+    if not isinstance(choice, LinearCost):
+        raise CostError(f"costs.verifier.kind: must be measured, stated or linear, got '{choice.kind}'")
+    if choice.base_s + choice.per_token_s <= 0:
+        raise CostError("costs.verifier: base_s or per_token_s must be above zero, got 0: time would stand still")
+    step = LinearStep(choice, source)
+    return step, step
+
+
+def _drafter(cost: DrafterCost | None, traces: TraceSet, name: str) -> DraftCost:
+    info = traces.manifest.drafter(name)
+    choice, source = _resolve(cost, traces, name), "scenario"
+    if isinstance(choice, Measured):
+        step = fit_step(traces.timings, name, "draft")
+        return DraftPerRound(step, tokens=False) if info.paradigm in ONE_SHOT else DraftPerStep(step)
+    if isinstance(choice, Stated):
+        constants = _constants(traces.manifest)
+        source = constants.source
+        if name not in constants.drafters:
+            known = did_you_mean(name, constants.drafters)
+            raise CostError(f"manifest.json: costs.drafters: no constants for drafter '{name}'{known}")
+        choice = constants.drafters[name]
+    if isinstance(choice, FractionOfVerify):
+        return DraftFraction(choice, source)
+    linear = LinearStep(choice, source)
+    return DraftPerRound(linear, tokens=True) if choice.charged == "per_round" else DraftPerStep(linear)
+
+
+def _resolve(cost: VerifierCost | DrafterCost | None, traces: TraceSet, model: str) -> VerifierCost | DrafterCost:
+    """Choose where a price left out comes from: timings first, then stated constants."""
+    if cost is not None:
+        return cost
+    if model in traces.timings["model"].to_pylist() or traces.manifest.costs is None:
+        return Measured(kind="measured")
+    return Stated(kind="stated")
+
+
+def _constants(manifest: Manifest) -> CostConstants:
+    if manifest.costs is None:
+        raise CostError("manifest.json: costs: the TraceSet states none; give [costs.verifier] kind = 'linear'")
+    return manifest.costs

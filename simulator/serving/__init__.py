@@ -1,0 +1,1 @@
+"""The serving engine: scheduler, KV cache, batching, replicas and the pieces put together."""

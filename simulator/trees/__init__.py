@@ -1,0 +1,1 @@
+"""Draft trees: static ones replayed by ranks, their optimisation, dynamic ones approximated."""
