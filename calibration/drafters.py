@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibration.errors import CalibrationError, did_you_mean
-from calibration.models import Verifier, describe, require
+from calibration.extras import require
+from calibration.models import Verifier, describe
 from calibration.traces.manifest import DrafterInfo
 
 

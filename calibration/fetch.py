@@ -146,7 +146,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     A model read from GGUF refuses `save_pretrained`; its weights are therefore moved into a plain Llama model, whose
     logits are identical.
     """
-    from calibration.models import quiet_transformers, require
+    from calibration.extras import quiet_transformers, require
 
     torch = require("torch")
     transformers = require("transformers")

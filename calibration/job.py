@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.errors import CalibrationError
+from calibration.extras import require
 from calibration.fetch import Progress
-from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifier, require
+from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifier
 from calibration.prompts import PromptFile, load_prompts, read_prompt_file
 from calibration.shards import Partial
 from calibration.traces import DecodingInfo, Manifest, PromptSource, TraceSet, make_table

@@ -5,14 +5,12 @@ torch and transformers are imported inside the functions, so that this module ca
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from calibration.errors import CalibrationError, MissingExtraError, did_you_mean
+from calibration.errors import CalibrationError, did_you_mean
+from calibration.extras import quiet_transformers, require
 from calibration.fetch import PUBLISHED, Progress, fetch
 from calibration.traces.manifest import ModelInfo
 
@@ -51,31 +49,6 @@ class Verifier:
         else:
             ids = self.tokenizer(text).input_ids
         return ids
-
-
-def require(module: str) -> Any:
-    """Import `module` of the extra ``calibration``; `MissingExtraError` says which pip command brings it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as fault:
-        if fault.name and fault.name.split(".")[0] != module.split(".")[0]:
-            raise
-        raise MissingExtraError(module, "calibration") from None
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and advice off the terminal for a while."""
-    logging = require("transformers").utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def choose_device(choice: DeviceChoice = "auto") -> torch.device:

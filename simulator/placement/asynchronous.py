@@ -7,10 +7,11 @@ import math
 import numpy as np
 
 from calibration.errors import CostError
+from simulator.arrays import IntArray
 from simulator.placement.window import compare
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
-from simulator.serving.round import IntArray, Played, Round
+from simulator.serving.round import Played, Round
 from simulator.stopping import StoppingPolicy
 
 _ROUNDING = 1e-9

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from simulator.arrays import IntArray
 from simulator.playback.replay import Replay
-from simulator.serving.round import IntArray, Played, Round
+from simulator.serving.round import Played, Round
 from simulator.stopping import StoppingPolicy
 
 

@@ -23,7 +23,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from calibration.errors import CostError
-from simulator.serving.round import FloatArray, IntArray
+from simulator.arrays import FloatArray, IntArray
 
 _TAIL = 1e-17
 """Probability of the stretches that the asymptote leaves out."""

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from calibration.errors import CostError
+from simulator.arrays import IntArray
 from simulator.placement.serial import Serial
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftCost, DraftPerStep, Number, StepCost
-from simulator.serving.round import IntArray, Played, Round
+from simulator.serving.round import Played, Round
 from simulator.stopping import StoppingPolicy
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from simulator.arrays import IntArray
 from simulator.placement.serial import Serial
 from simulator.playback.replay import Replay
-from simulator.serving.round import IntArray, Played, Round
+from simulator.serving.round import Played, Round
 from simulator.stopping import StoppingPolicy
 
 _TOKEN_ID_BYTES = 4

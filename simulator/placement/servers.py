@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simulator.arrays import FloatArray, IntArray
 from simulator.placement.dsi import servers_needed
 from simulator.playback.replay import Replay
-from simulator.serving.round import FloatArray, IntArray, Played, Round
+from simulator.serving.round import Played, Round
 from simulator.stopping import StoppingPolicy
 
 _ROUNDING = 1e-9

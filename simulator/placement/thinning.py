@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.playback.replay import IntArray, Replay, runs_of
+from simulator.arrays import IntArray
+from simulator.playback.replay import Replay, runs_of
 from simulator.playback.stretches import Stretches
 
 THINNING = 7001

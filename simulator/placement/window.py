@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.serving.round import IntArray
+from simulator.arrays import IntArray
 
 
 class Compared(NamedTuple):

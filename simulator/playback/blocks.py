@@ -26,7 +26,7 @@ import numpy as np
 from calibration.errors import ReplayError
 
 if TYPE_CHECKING:
-    from simulator.playback.replay import IntArray
+    from simulator.arrays import IntArray
 
 _BLOCKS = 7
 """Top word of the Philox counter: keeps these draws apart from the luck of the same request."""

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 
 from calibration.errors import ConvergenceWarning, ReplayError
+from simulator.arrays import FloatArray, IntArray
 from simulator.playback.recorded import Material
-from simulator.serving.round import FloatArray, IntArray
 
 FOLDS = 5
 """Sequences are dealt into so many groups; each is predicted by a fit to the other ones."""

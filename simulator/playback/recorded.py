@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from calibration.errors import ReplayError
 from calibration.traces import DrafterInfo, TraceSet
+from simulator.arrays import FloatArray, IntArray
 from simulator.playback.replay import SequenceTable
-from simulator.serving.round import FloatArray, IntArray
 
 
 @dataclass(frozen=True)

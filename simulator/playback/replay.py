@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from calibration.errors import ReplayError
 from calibration.traces import DrafterInfo, TraceSet
+from simulator.arrays import FloatArray, IntArray
 from simulator.keys.workload_settings import BLOCK_TOKENS
 from simulator.playback.blocks import Continuation
 from simulator.playback.stretches import Stretches
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 COLUMNS = ("run_length", "accept_probability", "proposal_length")
 """What replay reads of positions.parquet."""
 UNLIMITED = 2**31

@@ -22,9 +22,9 @@ from typing import Protocol
 import numpy as np
 
 from calibration.errors import ReplayError
+from simulator.arrays import FloatArray, IntArray
 from simulator.playback.predictor import fit_by_fold, predicted
 from simulator.playback.recorded import Material
-from simulator.serving.round import FloatArray, IntArray
 
 _NEIGHBOURS = 16
 _HASH = 2654435761

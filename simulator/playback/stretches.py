@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from simulator.playback.replay import IntArray
+    from simulator.arrays import IntArray
 
 
 class Stretches:

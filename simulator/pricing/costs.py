@@ -14,7 +14,7 @@ import numpy as np
 from calibration.errors import CostError, did_you_mean
 from calibration.traces import Manifest, TraceSet
 from calibration.traces.manifest import CostConstants, FractionOfVerify, LinearCost
-from simulator.playback.replay import FloatArray, IntArray
+from simulator.arrays import FloatArray, IntArray
 from simulator.pricing.fitted import fit_step
 from simulator.scenario import Costs, DrafterCost, Measured, Scenario, Stated, VerifierCost
 

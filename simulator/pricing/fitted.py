@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from calibration.errors import CostError
+from simulator.arrays import FloatArray
 
-FloatArray = NDArray[np.float64]
 _DIGITS = 9
 """Significant digits kept of a coefficient: more would differ between linear-algebra libraries."""
 _HELD_OUT_CELLS = 4

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.serving.round import IntArray, Played
+from simulator.arrays import IntArray
+from simulator.serving.round import Played
 
 _BLOCK = 1 << 15
 """Accepted lengths that are counted at once."""

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from calibration.errors import ConvergenceWarning, ScenarioError
-from simulator.playback.replay import FloatArray, IntArray
+from simulator.arrays import FloatArray, IntArray
 from simulator.scenario import Measurement
 
 BATCH = 5

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from simulator.playback.replay import FloatArray
+from simulator.arrays import FloatArray
 from simulator.results.measure import Window, measured_window
 from simulator.results.record import Record, inter_token_latencies, longest_gaps
 from simulator.results.slo import goodput, money

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from simulator.playback.replay import FloatArray, IntArray, SequenceTable
+from simulator.arrays import FloatArray, IntArray
+from simulator.playback.replay import SequenceTable
 from simulator.results.log import PREFILL, Counters, RunLog
 from simulator.results.measure import Window
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from simulator.playback.replay import FloatArray
+from simulator.arrays import FloatArray
 from simulator.scenario import Objectives
 
 

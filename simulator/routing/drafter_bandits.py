@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from simulator.playback.replay import FloatArray, IntArray
+from simulator.arrays import FloatArray, IntArray
 from simulator.routing.drafter_choice import Newcomer
 from simulator.workload.streams import stream
 

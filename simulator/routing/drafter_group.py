@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.playback.replay import IntArray
+from simulator.arrays import IntArray
 from simulator.pricing.costs import DraftCost, Prices
 from simulator.routing.drafter_choice import Choice, Newcomer
 from simulator.routing.drafter_replay import ManyRuns

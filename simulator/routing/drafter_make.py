@@ -10,9 +10,10 @@ import numpy as np
 
 from calibration.errors import ScenarioError, did_you_mean
 from calibration.traces import TraceSet
+from simulator.arrays import FloatArray, IntArray
 from simulator.placement import Placement
 from simulator.playback.recorded import Material
-from simulator.playback.replay import DrawnRuns, FloatArray, IntArray, Replay, SequenceTable
+from simulator.playback.replay import DrawnRuns, Replay, SequenceTable
 from simulator.playback.signals import make_signals
 from simulator.pricing.costs import DraftCost, Prices
 from simulator.routing import drafter_settings as settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.playback.replay import FloatArray, IntArray
+from simulator.arrays import FloatArray, IntArray
 from simulator.pricing.costs import DraftCost, DraftFraction, DraftPerStep, Prices
 from simulator.routing.drafter_choice import Newcomer
 from simulator.routing.drafter_replay import ManyRuns

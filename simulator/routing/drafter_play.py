@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.playback.replay import IntArray, Replay
+from simulator.arrays import FloatArray, IntArray
+from simulator.playback.replay import Replay
 from simulator.routing.drafter_choice import Choice
 from simulator.routing.drafter_group import Door, Draft, Drafters
 from simulator.routing.drafter_oracle import Foresight
-from simulator.serving.round import FloatArray, Played, Round
+from simulator.serving.round import Played, Round
 from simulator.stopping import StoppingPolicy
 
 

@@ -12,7 +12,8 @@ from scipy.sparse import csr_matrix
 
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
-from simulator.playback.replay import FloatArray, IntArray, SequenceTable
+from simulator.arrays import FloatArray, IntArray
+from simulator.playback.replay import SequenceTable
 from simulator.workload.streams import stream
 
 

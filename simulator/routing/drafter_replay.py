@@ -14,7 +14,8 @@ import numpy as np
 
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
-from simulator.playback.replay import UNLIMITED, IntArray, RecordedRuns, Replay, SequenceTable, compile_replay
+from simulator.arrays import IntArray
+from simulator.playback.replay import UNLIMITED, RecordedRuns, Replay, SequenceTable, compile_replay
 from simulator.playback.stretches import Stretches
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from simulator.playback.replay import FloatArray, IntArray
+from simulator.arrays import FloatArray, IntArray
 from simulator.playback.signals import RecordedSignals
 from simulator.routing.drafter_replay import ManyRuns
 

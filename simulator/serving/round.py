@@ -5,14 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from simulator.arrays import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from simulator.pricing.costs import Prices
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 class Signals(Protocol):

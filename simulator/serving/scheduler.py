@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from calibration.errors import ScenarioError
+from simulator.arrays import IntArray
 from simulator.results.log import Counters
 from simulator.serving.job import Job
 from simulator.serving.kv import BlockPool
-from simulator.serving.round import IntArray
 from simulator.serving.slots import BLOCKS, CONTEXT, DecodeTable
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulator.arrays import IntArray
 from simulator.serving.job import Job
-from simulator.serving.round import IntArray
 
 CURSOR, POSITION, CONTEXT, LEFT, DRAFTED, ACCEPTED, SLOT, BLOCKS = range(8)
 """Rows: place in the replay arrays; output tokens committed; prompt and committed tokens; output tokens to come;

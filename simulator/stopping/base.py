@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.serving.round import IntArray, Played, Round
+from simulator.arrays import IntArray
+from simulator.serving.round import Played, Round
 
 if TYPE_CHECKING:
     from simulator.trees.trees import Tree

@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from simulator.serving.round import FloatArray, IntArray, Played, Round
+from simulator.arrays import FloatArray, IntArray
+from simulator.serving.round import Played, Round
 from simulator.stopping.base import Policy
 from simulator.stopping.confidence import AcceptanceSignals
 from simulator.stopping.forecast import draft_seconds, verify_seconds

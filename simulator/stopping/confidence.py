@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from simulator.serving.round import FloatArray, IntArray, Played, Round, Signals
+from simulator.arrays import FloatArray, IntArray
+from simulator.serving.round import Played, Round, Signals
 from simulator.stopping.base import Policy, first_stop
 
 

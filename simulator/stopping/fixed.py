@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.serving.round import IntArray, Round
+from simulator.arrays import IntArray
+from simulator.serving.round import Round
 from simulator.stopping.base import Policy
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from simulator.arrays import FloatArray, IntArray
 from simulator.pricing.costs import DraftFraction, DraftPerStep, Prices
-from simulator.serving.round import FloatArray, IntArray, Round
+from simulator.serving.round import Round
 
 
 def verify_seconds(round_: Round, drafted_tokens: IntArray) -> FloatArray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.serving.round import FloatArray, IntArray, Played, Round
+from simulator.arrays import FloatArray, IntArray
+from simulator.serving.round import Played, Round
 from simulator.stopping.base import Policy
 from simulator.stopping.forecast import even_seconds
 

@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
+from simulator.arrays import IntArray
 from simulator.keys.stopping_settings import MovingAverage, Tier
-from simulator.serving.round import IntArray, Played, Round
+from simulator.serving.round import Played, Round
 from simulator.stopping.base import Policy
 
 

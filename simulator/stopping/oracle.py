@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.serving.round import IntArray, Round
+from simulator.arrays import IntArray
+from simulator.serving.round import Round
 from simulator.stopping.base import Policy
 from simulator.stopping.forecast import capped_seconds
 

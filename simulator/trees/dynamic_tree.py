@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.errors import ScenarioError
+from simulator.arrays import FloatArray, IntArray
 from simulator.playback.recorded import Material
 from simulator.playback.signals import make_signals
-from simulator.serving.round import FloatArray, IntArray
 from simulator.trees.trees import Tree, recorded_ranks
 
 _CHUNK = 4096

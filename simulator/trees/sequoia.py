@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.errors import ScenarioError
-from simulator.serving.round import FloatArray
+from simulator.arrays import FloatArray
 from simulator.trees.trees import TreeShape
 
 

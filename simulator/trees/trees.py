@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.errors import ReplayError, ScenarioError
+from simulator.arrays import FloatArray, IntArray
 from simulator.playback.recorded import Material
 from simulator.pricing.costs import DraftFraction, DraftPerStep, Prices
-from simulator.serving.round import FloatArray, IntArray
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from calibration.errors import ScenarioError
-from simulator.playback.replay import FloatArray, IntArray
+from simulator.arrays import FloatArray, IntArray
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from calibration.errors import ScenarioError, did_you_mean
+from simulator.arrays import FloatArray, IntArray
 from simulator.keys.workload_settings import Bound, Order, ServiceClass
-from simulator.playback.replay import FloatArray, IntArray, SequenceTable
+from simulator.playback.replay import SequenceTable
 from simulator.workload.lengths import make_lengths
 from simulator.workload.streams import CLASSES, MIX, ORDER, stream
 

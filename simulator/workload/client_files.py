@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.errors import ScenarioError, did_you_mean
-from simulator.playback.replay import FloatArray, IntArray
+from simulator.arrays import FloatArray, IntArray
 from simulator.workload.clients import Client, Law, Window
 from simulator.workload.files import CsvColumns, sha256
 from simulator.workload.lengths import Pmf

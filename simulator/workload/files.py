@@ -15,7 +15,7 @@ from typing import TextIO
 import numpy as np
 
 from calibration.errors import ScenarioError, did_you_mean
-from simulator.playback.replay import FloatArray
+from simulator.arrays import FloatArray
 
 SHOWN = 10
 """Faults of one file that are spelled out."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from calibration.errors import ScenarioError
+from simulator.arrays import FloatArray, IntArray
 from simulator.arrivals import read_arrivals
-from simulator.playback.replay import FloatArray, IntArray
 from simulator.workload.arrivals import Arrivals, Prefixes
 from simulator.workload.files import CsvColumns, Faults, opened, sha256
 

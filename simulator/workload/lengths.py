@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simulator.arrays import FloatArray, IntArray
 from simulator.keys.workload_settings import (
     ConstantTokens,
     DrawnLengths,
@@ -17,7 +18,6 @@ from simulator.keys.workload_settings import (
     RecordedLengths,
     SampledLengths,
 )
-from simulator.playback.replay import FloatArray, IntArray
 from simulator.workload.files import CsvColumns
 from simulator.workload.streams import LENGTHS, stream
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simulator.arrays import FloatArray
 from simulator.arrivals import bind_rows, read_arrivals
 from simulator.keys.workload_settings import (
     ArrivalFile,
@@ -19,7 +20,7 @@ from simulator.keys.workload_settings import (
     PoissonArrivals,
     TraceArrivals,
 )
-from simulator.playback.replay import FloatArray, SequenceTable
+from simulator.playback.replay import SequenceTable
 from simulator.scenario import Scenario
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.binding import Binder, Bindings

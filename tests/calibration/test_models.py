@@ -10,7 +10,8 @@ import torch
 from tiny import save_tiny, tiny_llama
 
 from calibration.errors import CalibrationError, MissingExtraError
-from calibration.models import choose_device, choose_dtype, load_verifier, make_verifier, require
+from calibration.extras import require
+from calibration.models import choose_device, choose_dtype, load_verifier, make_verifier
 
 
 def test_a_local_folder_is_loaded_under_its_own_name(tmp_path):

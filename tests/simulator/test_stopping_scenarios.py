@@ -15,7 +15,8 @@ from scenarios import scenario
 from calibration.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, make_table
 from simulator import RunResult, Scenario, parse_scenario, simulate
-from simulator.serving.round import IntArray, Round
+from simulator.arrays import IntArray
+from simulator.serving.round import Round
 from simulator.stopping import Policy, plugins
 
 H100: dict[str, Any] = {
