@@ -20,6 +20,7 @@ from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifie
 from calibration.prompts import PromptFile, load_prompts, read_prompt_file
 from calibration.shards import Partial
 from calibration.traces import DecodingInfo, Manifest, PromptSource, TraceSet, make_table
+from calibration.version import paceline_version
 
 if TYPE_CHECKING:
     from calibration.drafters import Drafter
@@ -266,7 +267,7 @@ def _manifest(
     drafters: Sequence[Drafter],
     facts: dict[str, int],
 ) -> Manifest:
-    from calibration.surroundings import device_info, paceline_version, software_versions
+    from calibration.surroundings import device_info, software_versions
 
     sources = [
         PromptSource(name=file.name, sha256=file.sha256, domain=file.domain, prompts=len(file.prompts))

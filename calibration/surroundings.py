@@ -33,14 +33,6 @@ def software_versions() -> dict[str, str]:
     return found
 
 
-def paceline_version() -> str:
-    """Give the installed version of paceline, ``0+unknown`` in a bare source tree."""
-    try:
-        return metadata.version("paceline")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
-
-
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -11,6 +11,7 @@ import simpy
 
 from calibration.errors import ExtrapolationWarning, ScenarioError
 from calibration.traces import Manifest, TraceSet, bundled
+from calibration.version import paceline_version
 from simulator.keys.workload_settings import block_tokens
 from simulator.loading import name_faults
 from simulator.placement.make import placement_provenance
@@ -69,7 +70,7 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
         "resampled_tokens": source.resampled_tokens,
         "seed": scenario.seed,
         "scenario_hash": scenario.hash,
-        "paceline_version": _version(),
+        "paceline_version": paceline_version(),
         **_fleet(scenario, places, fleet, record, requests, iterations),
         "costs": prices.describe(),
         "provenance": _provenance(scenario, traces.manifest, sequences, replay, prices)
@@ -185,12 +186,3 @@ def _workload_provenance(scenario: Scenario, source: Source) -> dict[str, Any]:
             f"{block_tokens(scenario.workload)} positions of their domain"
         )
     return told
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("paceline")
-    except PackageNotFoundError:
-        return "unknown"

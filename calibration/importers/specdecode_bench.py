@@ -37,6 +37,7 @@ from calibration.traces import (
     make_table,
 )
 from calibration.traces.manifest import CostConstants
+from calibration.version import paceline_version
 
 Alignment = Literal["position", "published"]
 FORMAT = "specdecode-bench"
@@ -86,7 +87,7 @@ def import_specdecode_bench(
     if alignment == "published":
         notes.append("acceptance lists are read one place too early, as the published simulator reads them")
     manifest = Manifest(
-        paceline_version=_version(),
+        paceline_version=paceline_version(),
         kind="imported",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
@@ -102,15 +103,6 @@ def import_specdecode_bench(
         costs=costs,
     )
     return TraceSet.build(manifest, rows.tables())
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("paceline")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _drafter(name: str) -> DrafterInfo:

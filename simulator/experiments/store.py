@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pyarrow as pa
 
 from calibration.errors import ScenarioError
 from calibration.traces import TABLES, TraceSet
+from calibration.version import paceline_version as package_version
 from simulator.scenario import Scenario
 
 
@@ -156,14 +156,6 @@ class Store:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def package_version() -> str:
-    """Give the version of paceline that runs."""
-    try:
-        return version("paceline")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def cell_key(scenario: Scenario, traces: str | None = None) -> str:
