@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.errors import ScenarioError
+from calibration.verification.builders import eagle_bars, eagle_candidates
 from simulator.arrays import FloatArray, IntArray
 from simulator.playback.recorded import Material
 from simulator.playback.signals import make_signals
@@ -45,9 +46,9 @@ def dynamic_tree(material: Material, total_tokens: int, depth: int, top_k: int) 
     text's tokens, and probabilities along the text and along the chain, are recorded (the chain behind its first
     wrong token as far as `simulator.playback.signals` has it). Raises `ReplayError` where these are missing.
     """
-    if total_tokens > top_k + (depth - 1) * top_k**2:
+    if total_tokens > eagle_candidates(depth, top_k):
         raise ScenarioError(
-            f"stopping.shape.total_tokens: must be at most {top_k + (depth - 1) * top_k**2}, as many nodes as top_k "
+            f"stopping.shape.total_tokens: must be at most {eagle_candidates(depth, top_k)}, as many nodes as top_k "
             f"and depth give, got {total_tokens}"
         )
     rank = recorded_ranks(material)
@@ -56,7 +57,7 @@ def dynamic_tree(material: Material, total_tokens: int, depth: int, top_k: int) 
     accepted = np.zeros(len(rank), dtype=np.int64)
     for places in np.array_split(material.needed, max(1, len(material.needed) // _CHUNK)):
         chain = rank_probabilities(signals.confidence(places, depth), signals.entropy(places, depth), top_k)
-        bars = _bars(chain, total_tokens, top_k)
+        bars = eagle_bars(chain, total_tokens, top_k)
         accepted[places] = _walk(material, places, rank, (confidence, entropy), bars, top_k)
     return Tree(accepted, total_tokens, depth, (1, *[top_k] * (depth - 1)))
 
@@ -71,22 +72,6 @@ class _Recording:
     def positions(self, cursors: IntArray) -> IntArray:
         """Give `cursors`: they are places of the recording."""
         return cursors
-
-
-def _bars(chain: FloatArray, total_tokens: int, top_k: int) -> tuple[FloatArray, FloatArray]:
-    """Give the least path probability that is kept (places,) and that is expanded at each level (places, depth)."""
-    depth = chain.shape[1]
-    beam = chain[:, 0]
-    everyone, expanded = [beam], np.zeros(chain.shape[:2])
-    for level in range(depth):
-        if level:
-            nodes = (beam[:, :, None] * chain[:, level, None, :]).reshape(len(chain), -1)
-            everyone.append(nodes)
-            beam = -np.partition(-nodes, top_k - 1, axis=1)[:, :top_k]
-        expanded[:, level] = beam.min(axis=1)
-    candidates = np.concatenate(everyone, axis=1)
-    kept = -np.partition(-candidates, total_tokens - 1, axis=1)[:, total_tokens - 1]
-    return kept, expanded
 
 
 def _walk(

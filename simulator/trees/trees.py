@@ -9,117 +9,35 @@ text. Sampled decoding needs the drafter's whole distributions, which no trace h
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from calibration.errors import ReplayError, ScenarioError
+from calibration.errors import CalibrationError, ReplayError, ScenarioError
+from calibration.verification import shapes
 from simulator.arrays import FloatArray, IntArray
 from simulator.playback.recorded import Material
 from simulator.pricing.costs import DraftFraction, DraftPerStep, Prices
 
 
-@dataclass(frozen=True)
-class TreeShape:
-    """A static tree: for each node its parent (index of an earlier node, -1 for the root) and rank among children."""
-
-    parents: tuple[int, ...]
-    ranks: tuple[int, ...]
+class TreeShape(shapes.TreeShape):
+    """The static tree that a scenario names: what is no tree is a fault of the scenario."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a tree."""
-        if not self.parents or len(self.parents) != len(self.ranks):
-            raise ScenarioError(
-                "stopping.shape: parents and ranks must be equally long, one each for every node, got "
-                f"{len(self.parents)} and {len(self.ranks)}"
-            )
-        for node, parent in enumerate(self.parents):
-            if not -1 <= parent < node:
-                raise ScenarioError(
-                    f"stopping.shape.parents: must name -1 or an earlier node, got {parent} at node {node}"
-                )
-        twice = [edge for edge, number in Counter(zip(self.parents, self.ranks, strict=True)).items() if number > 1]
-        if twice:
-            raise ScenarioError(
-                f"stopping.shape: siblings must have different ranks, got (parent, rank) {twice[0]} twice"
-            )
+        try:
+            super().__post_init__()
+        except CalibrationError as fault:
+            raise ScenarioError(f"stopping.shape.{fault}") from None
 
     @classmethod
-    def from_paths(cls, paths: Sequence[Sequence[int]]) -> TreeShape:
+    def from_paths(cls, paths: Sequence[Sequence[int]]) -> Self:
         """Give the tree of nodes named by their paths of ranks; every prefix of a path must be there."""
-        ordered = sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
-        if len(ordered) != len(paths):
-            raise ScenarioError(f"stopping.shape.paths: must differ, got {len(paths) - len(ordered)} more than once")
-        index = {path: node for node, path in enumerate(ordered)}
-        for path in ordered:
-            if len(path) > 1 and path[:-1] not in index:
-                raise ScenarioError(
-                    f"stopping.shape.paths: must hold every node's parent; {list(path[:-1])} is missing for "
-                    f"{list(path)}"
-                )
-        return cls(tuple(index.get(path[:-1], -1) for path in ordered), tuple(path[-1] for path in ordered))
-
-    @classmethod
-    def chain(cls, depth: int) -> TreeShape:
-        """Give one branch."""
-        return cls(tuple(range(-1, depth - 1)), (0,) * depth)
-
-    @classmethod
-    def k_ary(cls, branching: int, depth: int) -> TreeShape:
-        """Give the full tree with `branching` children at every node above `depth`."""
-        parents: list[int] = []
-        ranks: list[int] = []
-        level = [-1]
-        for _ in range(depth):
-            first = len(parents)
-            parents += [parent for parent in level for _ in range(branching)]
-            ranks += [rank for _ in level for rank in range(branching)]
-            level = list(range(first, len(parents)))
-        return cls(tuple(parents), tuple(ranks))
-
-    @property
-    def nodes(self) -> int:
-        """Nodes, the root left out: the tokens that are verified beside it."""
-        return len(self.parents)
-
-    @property
-    def depths(self) -> IntArray:
-        """Depth of every node; children of the root have 1."""
-        depth: list[int] = []
-        for parent in self.parents:
-            depth.append(1 if parent < 0 else depth[parent] + 1)
-        return np.array(depth, dtype=np.int64)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Nodes that the drafter runs in each draft step: those of depth 0 (the root), 1, .. that have children."""
-        with_children = sorted(set(self.parents))
-        depths = self.depths
-        count = Counter(0 if node < 0 else int(depths[node]) for node in with_children)
-        return tuple(count[depth] for depth in range(len(count)))
-
-    def accepted(self, rank: IntArray, lengths: IntArray) -> IntArray:
-        """Give the accepted length at every place, from the ranks of the text's tokens, sequence after sequence.
-
-        A rank below 0 stands for a token that the drafter did not rank: no node is it.
-        """
-        beyond = max(self.ranks) + 1
-        child = np.full((self.nodes + 2, beyond + 1), -1, dtype=np.int64)
-        child[np.array(self.parents) + 1, np.array(self.ranks)] = np.arange(self.nodes)
-        # A gap after each sequence, whose rank no node has, so that no walk goes on into the next one.
-        owners = np.repeat(np.arange(len(lengths)), lengths)
-        gapped = np.full(len(rank) + len(lengths) + 1, beyond, dtype=np.int64)
-        gapped[np.arange(len(rank)) + owners] = np.where((rank < 0) | (rank > beyond), beyond, rank)
-        place, node = np.arange(len(rank)) + owners, np.full(len(rank), -1, dtype=np.int64)
-        depth, walking = np.zeros(len(rank), dtype=np.int64), np.arange(len(rank))
-        while len(walking):
-            step = child[node[walking] + 1, gapped[place[walking] + depth[walking]]]
-            walking, step = walking[step >= 0], step[step >= 0]
-            node[walking] = step
-            depth[walking] += 1
-        return depth
+        try:
+            return super().from_paths(paths)
+        except CalibrationError as fault:
+            raise ScenarioError(f"stopping.shape.{fault}") from None
 
 
 class Tree:

@@ -1,0 +1,106 @@
+"""Verification of drafted tokens on probability arrays: exact laws, samplers, and how much each rule accepts.
+
+Pure numpy, usable by itself. Rules that verify k drafts at one position share one shape (`Rule`): `draw` the drafts,
+`verify` them, their exact `law`, the exact `acceptance` over all drafts. Rules that verify a chain or a tree share
+another, over whole rounds (`RoundLaw`). Lossless rules say so in `lossless`; the others are in `lossy`.
+"""
+
+from calibration.verification.builders import (
+    GrownTree,
+    TreeTable,
+    eagle_bars,
+    eagle_candidates,
+    eagle_tree,
+    opt_tree,
+    tree_table,
+)
+from calibration.verification.chains import BlockVerification, TokenLevelChain
+from calibration.verification.common import Drafting, Law, Rule, Verdict, residual, total_variation
+from calibration.verification.delayed import (
+    DelayedAction,
+    DelayedExpansion,
+    best_action,
+    draw_delayed_tree,
+    merge_branches,
+)
+from calibration.verification.drafting import draft_tuples, draw_tree, enumerate_trees
+from calibration.verification.estimate import AcceptanceEstimate, estimate_acceptance
+from calibration.verification.greedy import Greedy
+from calibration.verification.gumbel import (
+    BeamNode,
+    draw_drafts,
+    draw_iid,
+    gumbel_top_k,
+    stochastic_beam_search,
+    top_k,
+    without_replacement_probability,
+)
+from calibration.verification.kseq import KSequential, division_factor
+from calibration.verification.lossy import Judge, Lenient, Thresholds, Typical
+from calibration.verification.naive import Naive
+from calibration.verification.optimal import Coupling, GreedyDrafts, OptimalTransport, optimal_coupling
+from calibration.verification.race import inclusion_probabilities
+from calibration.verification.recursive import Recursive
+from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
+from calibration.verification.shapes import TreeShape
+from calibration.verification.token import TokenLevel
+from calibration.verification.topdown import TopDown
+from calibration.verification.traversal import Traversal
+from calibration.verification.trees import DraftTree
+
+__all__ = [
+    "AcceptanceEstimate",
+    "BeamNode",
+    "BlockVerification",
+    "Coupling",
+    "DelayedAction",
+    "DelayedExpansion",
+    "DraftTree",
+    "Drafting",
+    "Greedy",
+    "GreedyDrafts",
+    "GrownTree",
+    "Judge",
+    "KSequential",
+    "Law",
+    "Lenient",
+    "Naive",
+    "NextToken",
+    "OptimalTransport",
+    "Recursive",
+    "RoundLaw",
+    "RoundVerdict",
+    "Rule",
+    "Thresholds",
+    "TokenLevel",
+    "TokenLevelChain",
+    "TopDown",
+    "Traversal",
+    "TreeShape",
+    "TreeTable",
+    "Typical",
+    "Verdict",
+    "best_action",
+    "division_factor",
+    "draft_tuples",
+    "draw_delayed_tree",
+    "draw_drafts",
+    "draw_iid",
+    "draw_tree",
+    "eagle_bars",
+    "eagle_candidates",
+    "eagle_tree",
+    "enumerate_trees",
+    "estimate_acceptance",
+    "gumbel_top_k",
+    "inclusion_probabilities",
+    "merge_branches",
+    "opt_tree",
+    "optimal_coupling",
+    "residual",
+    "stochastic_beam_search",
+    "top_k",
+    "total_variation",
+    "tree_table",
+    "without_replacement_probability",
+]

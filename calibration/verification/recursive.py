@@ -1,0 +1,145 @@
+"""Recursive rejection: the drafts one after the other, each against what the rejected ones left of the verifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from calibration.errors import CalibrationError
+from calibration.verification.common import (
+    Drafting,
+    Drafts,
+    Floats,
+    Integers,
+    Law,
+    Sampled,
+    choice,
+    draft_count,
+    draft_tokens,
+    pair,
+    residual,
+    without,
+)
+from calibration.verification.gumbel import draw_drafts
+
+MOST_WORK = 30_000_000
+"""How many (path of rejected drafts, token) pairs `acceptance` visits without replacement before it refuses."""
+
+
+@dataclass(frozen=True)
+class Recursive(Sampled):
+    """Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), else go on with p_{i+1} = norm([p_i - q_i]+).
+
+    All rejected: emit from p_{k+1}. Lossless. `drafting`:
+
+    - "without_replacement" (default): q_{i+1} = norm(q_i without x_i); the drafts are distinct and stop growing when
+      the support of q is exhausted, so that fewer than k may be given. Jeon et al. 2024 (Recursive Speculative
+      Decoding), Chen et al. 2024 (Sequoia).
+    - "iid": q_i = q. Miao et al. 2024 (SpecInfer, multi-step speculative sampling).
+
+    Replay: exact in distribution from p and q at the target's path (T2): accept y_t with probability
+    acceptance_by_token(p, q, k)[y_t] / p[y_t].
+    """
+
+    drafting: Drafting = "without_replacement"
+    lossless: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse a way of drafting for which the rule would be lossy."""
+        choice("drafting", self.drafting, ("iid", "without_replacement"), "Recursive")
+
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+        """Draw up to k drafts from q [V]."""
+        return draw_drafts(q, k, rng, self.drafting)
+
+    def acceptance(self, p: ArrayLike, q: ArrayLike, k: int) -> float:
+        """Give the exact probability that one of k drafts is accepted.
+
+        iid: 1 - prod_i (1 - sum min(p_i, q)), O(V k). Without replacement: k = 1 in O(V), k = 2 in O(V log V);
+        beyond, every path of k - 2 rejected drafts is visited, O(V^(k-2) V log V), and what would take over MOST_WORK
+        visits is refused: `estimate_acceptance` gives an unbiased estimate there.
+        """
+        return min(1.0, float(self.acceptance_by_token(p, q, k).sum()))
+
+    def acceptance_by_token(self, p: ArrayLike, q: ArrayLike, k: int) -> Floats:
+        """Give [V] the mass accepted via each token, exact; costs as `acceptance`."""
+        p, q = pair(p, q, "Recursive.acceptance")
+        k = draft_count(k, "Recursive.acceptance")
+        if self.drafting == "iid":
+            return _accepted_iid(p, q, k)
+        paths = float(np.count_nonzero(q > p)) ** max(0, min(k, int(np.count_nonzero(q))) - 2)
+        if paths * p.size > MOST_WORK:
+            raise CalibrationError(
+                f"Recursive.acceptance: V^(k-1) must stay below {MOST_WORK:,} without replacement, got "
+                f"{paths:.3g} paths over {p.size} tokens; estimate_acceptance gives an unbiased estimate"
+            )
+        return accepted_without_replacement(p, q, k)
+
+    def law(self, p: ArrayLike, q: ArrayLike, drafts: Drafts) -> Law:
+        """Give the exact consequence for drafts [k] in the order in which they were drawn; O(V k)."""
+        p, q = pair(p, q, "Recursive.law")
+        replaced = self.drafting == "iid"
+        tokens = draft_tokens(drafts, q, "Recursive.law", distinct=not replaced)
+        accepted = np.zeros(tokens.size)
+        reached = 1.0
+        for i, token in enumerate(tokens):
+            accepted[i] = reached * min(1.0, p[token] / q[token])
+            reached = max(0.0, reached - accepted[i])
+            p = residual(p, q)
+            if not replaced:
+                q = without(q, tokens[i : i + 1])
+        return Law(tokens, accepted, p)
+
+
+def _accepted_iid(p: Floats, q: Floats, k: int) -> Floats:
+    """Give [V] sum over i of P(i - 1 rejections) min(p_i, q)."""
+    accepted, reached = np.zeros_like(p), 1.0
+    for _ in range(k):
+        overlap = np.minimum(p, q)
+        accepted += reached * overlap
+        reached *= max(0.0, 1.0 - float(overlap.sum()))
+        p = residual(p, q)
+    return accepted
+
+
+def accepted_without_replacement(p: Floats, q: Floats, k: int) -> Floats:
+    """Give [V] the mass accepted via each token by up to k draws from q without replacement.
+
+    Only tokens with q > p can be rejected, x with probability q(x) - p(x); what is left of p does not depend on x.
+    """
+    accepted = np.minimum(p, q)
+    rejected = np.flatnonzero(q > p)
+    if k == 1 or rejected.size == 0:
+        return accepted
+    rest, excess = residual(p, q), q[rejected] - p[rejected]
+    if k == 2:
+        return accepted + _second(rest, q, rejected, excess)
+    for x, mass in zip(rejected.tolist(), excess.tolist(), strict=True):
+        left = without(q, np.array([x]))
+        if left.any():
+            accepted += mass * accepted_without_replacement(rest, left, k - 1)
+    return accepted
+
+
+def _second(rest: Floats, q: Floats, rejected: Integers, excess: Floats) -> Floats:
+    """Give [V] sum over rejected x of excess(x) min(rest, q / (1 - q(x))), by sorting 1 / (1 - q(x)).
+
+    No care is needed for the token x itself: rest is 0 wherever something can be rejected.
+    """
+    others = q.sum() - q[rejected]
+    largest = int(np.argmax(q[rejected]))
+    others[largest] = np.delete(q, rejected[largest]).sum()
+    kept = others > 0
+    scale, mass = 1.0 / others[kept], excess[kept]
+    order = np.argsort(scale)
+    scale, mass = scale[order], mass[order]
+    below = np.concatenate([[0.0], np.cumsum(mass * scale)])
+    above = np.concatenate([np.cumsum(mass[::-1])[::-1], [0.0]])
+    drafted = (q > 0) & (rest > 0)
+    accepted = np.zeros_like(q)
+    limit = np.searchsorted(scale, rest[drafted] / q[drafted])
+    accepted[drafted] = q[drafted] * below[limit] + rest[drafted] * above[limit]
+    return accepted
