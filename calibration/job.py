@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.errors import CalibrationError
 from calibration.extras import require
-from calibration.fetch import Progress
+from calibration.fetch import Advance, Progress
 from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifier
 from calibration.prompts import PromptFile, load_prompts, read_prompt_file
 from calibration.shards import Partial
@@ -23,10 +23,22 @@ from calibration.traces import DecodingInfo, Manifest, PromptSource, TraceSet, m
 from calibration.version import paceline_version
 
 if TYPE_CHECKING:
-    from calibration.drafters import Drafter
+    from calibration.drafters.info import DrafterSettings
+    from calibration.drafters.protocol import Drafter
     from calibration.record import Recording, Request
+    from calibration.timing import TimingGrid
 
-_NOT_IDENTITY = ("command", "timings", "timing_repeats", "prompt_file", "device", "dtype")
+_NOT_IDENTITY = (
+    "command",
+    "drafters",
+    "timings",
+    "timing_repeats",
+    "grid",
+    "prompt_file",
+    "device",
+    "dtype",
+    "device_map",
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +48,12 @@ class CalibrationSettings:
     ``temperature`` 0 is greedy. ``prompt_file`` None takes the bundled prompts, of which ``domains`` and
     ``limit_per_domain`` select. ``gamma_max`` and ``rollout_stride`` rule the drafters' own free runs (steps of each,
     and at every how many positions one starts; stride 0 records none). ``command`` is the command line that the
-    manifest shows.
+    manifest shows. Drafters are settings, or names that `calibration.drafters.parse_drafter` reads. ``device_map``
+    spreads the verifier over several devices. ``grid`` says which steps are timed (None: the standard ones).
     """
 
     verifier: str = "smollm2-135m"
-    drafters: tuple[str, ...] = ("prompt-lookup", "exit-20", "exit-26", "skip-13-17")
+    drafters: tuple[str | DrafterSettings, ...] = ("prompt-lookup", "exit-20", "exit-26", "skip-13-17")
     prompt_file: Path | None = None
     domains: tuple[str, ...] | None = None
     limit_per_domain: int | None = None
@@ -55,6 +68,8 @@ class CalibrationSettings:
     timing_repeats: int = 5
     device: DeviceChoice = "auto"
     dtype: DtypeChoice = "auto"
+    device_map: str | None = None
+    grid: TimingGrid | None = None
     command: str = "calibration.job.calibrate"
 
     def __post_init__(self) -> None:
@@ -72,8 +87,9 @@ class CalibrationSettings:
             faults.append(f"top_p: must be 1 where temperature is 0 (greedy), got {self.top_p}")
         if not self.drafters:
             faults.append("drafters: must name at least one, got none")
-        if len(set(self.drafters)) != len(self.drafters):
-            faults.append(f"drafters: must be unique, got {', '.join(self.drafters)}")
+        names = [d if isinstance(d, str) else d.label for d in self.drafters]
+        if len(set(names)) != len(names):
+            faults.append(f"drafters: must be unique, got {', '.join(names)}")
         if faults:
             raise CalibrationError("\n".join(faults))
 
@@ -92,8 +108,8 @@ def calibrate(settings: CalibrationSettings, out: str | Path, progress: Progress
     """Record the TraceSet that `settings` describe into the folder `out`; give it.
 
     ``progress(stage, done, total)`` is called for the stages "download ..." and "convert ..." (first use of a
-    published verifier), "record" (prompts), "current batch" (tokens written, then read) and "time steps". The same
-    settings and seed on the same machine give the same tables, timings apart, whether interrupted or not.
+    published verifier), "record" (tokens of every batch, written and read) and "time steps". The same settings and
+    seed on the same machine give the same tables, timings apart, whether interrupted or not.
 
     Raises:
         CalibrationError: a setting, model or prompt cannot be used; `out` holds other files; ``<out>.partial`` holds
@@ -102,59 +118,63 @@ def calibrate(settings: CalibrationSettings, out: str | Path, progress: Progress
     """
     for module in ("torch", "transformers"):
         require(module)
-    from calibration.drafters import build_drafter, parse_drafter
-
     target = Path(out)
     _check_target(target)
-    specs = [parse_drafter(text) for text in settings.drafters]
     files = _prompt_files(settings)
-    verifier = load_verifier(settings.verifier, device=settings.device, dtype=settings.dtype, progress=progress)
-    drafters = [build_drafter(spec, verifier) for spec in specs]
+    verifier, drafters = _load(settings, progress)
     requests = _requests(files, verifier, settings)
-    partial = Partial.open(target.with_name(target.name + ".partial"), _identity(settings, files, verifier))
+    partial = Partial.open(target.with_name(target.name + ".partial"), _identity(settings, files, verifier, drafters))
     shards = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
     _record_shards(settings, verifier, drafters, shards, partial, progress)
     tables = partial.tables(len(shards))
     if settings.timings:
-        tables["timings"] = _timings(verifier, drafters, settings.timing_repeats, progress)
+        tables["timings"] = _timings(verifier, drafters, settings, progress)
     manifest = _manifest(settings, files, verifier, drafters, partial.facts(len(shards)))
     TraceSet.build(manifest, tables).write(target)
     partial.remove()
     return TraceSet.read(target)
 
 
-def record_timings(
-    folder: str | Path,
-    *,
-    verifier: str,
-    repeats: int = 5,
-    device: DeviceChoice = "auto",
-    dtype: DtypeChoice = "auto",
-    progress: Progress | None = None,
-) -> TraceSet:
+def record_timings(settings: CalibrationSettings, folder: str | Path, progress: Progress | None = None) -> TraceSet:
     """Take the step times of the TraceSet in `folder` anew, leaving its other tables as they are; give the new set.
 
-    `verifier` is the name under which it can be loaded. `CalibrationError` where the set was recorded with another
-    model or device.
+    `settings` are those that it was recorded with; verifier, drafters and what to time count. `CalibrationError`
+    where the set was recorded with other models or on another device.
     """
     require("torch")
-    from calibration.drafters import build_drafter, parse_drafter
     from calibration.surroundings import device_info
 
     old = TraceSet.read(folder)
-    loaded = load_verifier(verifier, device=device, dtype=dtype, progress=progress)
-    here = device_info(loaded.device)
-    if loaded.info != old.manifest.verifier:
-        raise CalibrationError(f"verifier: must be {old.manifest.verifier}, got {loaded.info}")
+    verifier, drafters = _load(settings, progress)
+    here = device_info(verifier.device)
+    if verifier.info != old.manifest.verifier:
+        raise CalibrationError(f"verifier: must be {old.manifest.verifier}, got {verifier.info}")
     if (here.name, here.kind) != (old.manifest.device.name, old.manifest.device.kind):
         raise CalibrationError(f"device: must be {old.manifest.device.name}, got {here.name}")
-    drafters = [build_drafter(parse_drafter(name), loaded) for name in old.manifest.drafter_names]
-    timings = _timings(loaded, drafters, repeats, progress)
+    names = tuple(drafter.name for drafter in drafters)
+    if names != old.manifest.drafter_names:
+        raise CalibrationError(f"drafters: must be {', '.join(old.manifest.drafter_names)}, got {', '.join(names)}")
+    timings = _timings(verifier, drafters, settings, progress)
     manifest = old.manifest.model_copy(update={"device": here, "tables": {}})
     new = replace(old, manifest=manifest, timings=timings)
     TraceSet.build(manifest, {name: getattr(new, name) for name in ("sequences", "positions", "rollouts", "timings")})
     new.write(folder)
     return TraceSet.read(folder)
+
+
+def _load(settings: CalibrationSettings, progress: Progress | None) -> tuple[Verifier, list[Drafter]]:
+    """Load the verifier, and make its drafters."""
+    from calibration.drafters import build_drafter, parse_drafter
+
+    specs = [parse_drafter(d) if isinstance(d, str) else d for d in settings.drafters]
+    verifier = load_verifier(
+        settings.verifier,
+        device=settings.device,
+        dtype=settings.dtype,
+        device_map=settings.device_map,
+        progress=progress,
+    )
+    return verifier, [build_drafter(spec, verifier) for spec in specs]
 
 
 def _check_target(target: Path) -> None:
@@ -184,9 +204,12 @@ def _requests(files: Sequence[PromptFile], verifier: Verifier, settings: Calibra
     return requests
 
 
-def _identity(settings: CalibrationSettings, files: Sequence[PromptFile], verifier: Verifier) -> dict[str, Any]:
+def _identity(
+    settings: CalibrationSettings, files: Sequence[PromptFile], verifier: Verifier, drafters: Sequence[Drafter]
+) -> dict[str, Any]:
     """Everything that decides what the shards hold; a job goes on only where all of it is the same."""
-    chosen = {key: value for key, value in asdict(settings).items() if key not in _NOT_IDENTITY}
+    chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in _NOT_IDENTITY}
+    chosen["drafters"] = [drafter.info.model_dump() for drafter in drafters]
     chosen["prompts"] = [[file.name, file.sha256, len(file.prompts)] for file in files]
     chosen["model"] = verifier.info.model_dump()
     chosen["device_kind"] = verifier.device.type
@@ -203,15 +226,25 @@ def _record_shards(
 ) -> None:
     """Generate and record every shard that `partial` does not hold yet; each has random numbers of its own."""
     report: Progress = progress or (lambda stage, done, total: None)
-    done, total = 0, sum(len(shard) for shard in shards)
+    unit = 2 * settings.max_new_tokens  # every token is written once and read once
+    total = unit * len(shards)
+    done = unit * sum(partial.has(number) for number in range(len(shards)))
+    report("record", done, total)
     for number, shard in enumerate(shards):
+        if partial.has(number):
+            continue
+
+        def advance(tokens: int, begun: int = done) -> None:
+            nonlocal done
+            done = min(done + tokens, begun + unit)
+            report("record", done, total)
+
+        begun = done
+        recording = _record_shard(settings, verifier, drafters, number, shard, advance)
+        facts = {"tokens": recording.tokens, "disagreements": recording.disagreements}
+        partial.put(number, recording.tables, facts)
+        done = begun + unit
         report("record", done, total)
-        done += len(shard)
-        if not partial.has(number):
-            recording = _record_shard(settings, verifier, drafters, number, shard, report)
-            facts = {"tokens": recording.tokens, "disagreements": recording.disagreements}
-            partial.put(number, recording.tables, facts)
-    report("record", total, total)
 
 
 def _record_shard(
@@ -220,25 +253,18 @@ def _record_shard(
     drafters: Sequence[Drafter],
     number: int,
     shard: Sequence[Request],
-    report: Progress,
+    advance: Advance,
 ) -> Recording:
     """Let the verifier write the outputs of one batch of prompts, and everyone read them."""
     from calibration.generate import generate
     from calibration.record import record
     from calibration.sampling import generator_for
 
-    total, units = 2 * settings.max_new_tokens, 0  # every token is written once and read once
-
-    def advance(tokens: int) -> None:
-        nonlocal units
-        units += tokens
-        report("current batch", units, total)
-
     generator = generator_for(verifier.device, settings.seed, number)
     prompts = [request.prompt_ids for request in shard]
     limit, decoding = settings.max_new_tokens, settings.decoding
     outputs = generate(verifier.model, prompts, decoding, limit, verifier.end_ids, generator, advance)
-    recording = record(
+    return record(
         verifier.model,
         drafters,
         shard,
@@ -249,14 +275,14 @@ def _record_shard(
         rollout_stride=settings.rollout_stride,
         advance=advance,
     )
-    report("current batch", total, total)
-    return recording
 
 
-def _timings(verifier: Verifier, drafters: Sequence[Drafter], repeats: int, progress: Progress | None) -> Any:
+def _timings(
+    verifier: Verifier, drafters: Sequence[Drafter], settings: CalibrationSettings, progress: Progress | None
+) -> Any:
     from calibration.timing import TimingGrid, measure
 
-    grid = TimingGrid(repeats=repeats)
+    grid = replace(settings.grid or TimingGrid(), repeats=settings.timing_repeats)
     return make_table("timings", measure(verifier.info.name, verifier.model, drafters, grid, progress))
 
 

@@ -7,26 +7,79 @@ good, and position ids count kept columns only. A horizon of some hundred tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+PIECE = 1024
+"""Columns of which only the last logits are wanted are fed in pieces of this many: a mask is n x all columns."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Attention limits of a drafter for long contexts: the first `sink` tokens and the last `recent` ones.
+
+    A token attends to itself, to the tokens fewer than `recent` places back, and to the first `sink` of its row.
+    ``memory`` chooses, from the prompts of all rows, up to ``memory_tokens`` of each that stay in sight as well (bool
+    [rows, longest prompt]). With ``whole_prompt`` tokens of a prompt attend to all before them, and the limits hold
+    for what follows it alone.
+    """
+
+    sink: int
+    recent: int
+    whole_prompt: bool = False
+    memory: Callable[[Sequence[Sequence[int]]], Tensor] | None = None
+    memory_tokens: int = 0
+
+    def held(self, context_tokens: int) -> int:
+        """Give the tokens whose keys and values a draft step reads, of `context_tokens`."""
+        return min(context_tokens, self.sink + self.memory_tokens + self.recent)
+
 
 class Lane:
     """Feeds columns of tokens to a model and remembers what each row keeps of them.
 
-    ``kept``: bool [rows, columns fed so far].
+    ``kept``: bool [rows, columns fed so far]. ``taps`` names the states to look at: ``"norm"`` is the final norm's
+    output, which the head reads, a number the output of that decoder layer (from 0). ``tapped`` holds theirs
+    [rows, n, hidden size] for the columns fed last. ``window`` limits what a column attends to; one that depends on
+    the ``prompts`` needs them, one per row.
     """
 
-    def __init__(self, model: Any, rows: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: int,
+        taps: Sequence[str | int] = (),
+        window: Window | None = None,
+        prompts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         from transformers import DynamicCache
 
         self.model = model
+        self.taps = tuple(taps)
+        self.tapped: dict[str | int, Tensor] = {}
         self.device: torch.device = model.device
         self.cache = DynamicCache()
         self.kept = torch.zeros(rows, 0, dtype=torch.bool, device=self.device)
+        self._places = torch.zeros(rows, 0, dtype=torch.long, device=self.device)
+        self.limit(window, prompts)
+
+    def limit(self, window: Window | None, prompts: Sequence[Sequence[int]] | None = None) -> None:
+        """Let `window` limit what later columns attend to."""
+        self.window = window
+        self._memory: Tensor | None = None
+        self._prompt_tokens: Tensor | None = None
+        if window is not None and (window.memory or window.whole_prompt):
+            if prompts is None:
+                raise ValueError("a window that depends on the prompts needs them")
+            self._prompt_tokens = torch.tensor([len(row) for row in prompts], device=self.device)
+            if window.memory is not None:
+                chosen = window.memory(prompts).to(self.device)
+                self._memory = torch.nn.functional.pad(chosen, (0, 1))  # every place behind the prompts is False
 
     def feed(self, tokens: Tensor, real: Tensor | None = None, *, last: int | None = None) -> Tensor:
         """Feed `tokens` [rows, n]; give logits [rows, n, vocabulary], or those of the `last` columns only.
@@ -36,6 +89,20 @@ class Lane:
         rows, width = tokens.shape
         if real is None:
             real = torch.ones(rows, width, dtype=torch.bool, device=self.device)
+        head = 0 if last is None else max(width - last, 0) // PIECE * PIECE
+        seen = []
+        for begin in range(0, head, PIECE):
+            self._columns(tokens[:, begin : begin + PIECE], real[:, begin : begin + PIECE], last=1)
+            seen.append(self.tapped)
+            self.tapped = {}
+        logits = self._columns(tokens[:, head:], real[:, head:], last=last)
+        if seen:
+            self.tapped = {tap: torch.cat([part[tap] for part in (*seen, self.tapped)], 1) for tap in self.taps}
+        return logits
+
+    def _columns(self, tokens: Tensor, real: Tensor, *, last: int | None) -> Tensor:
+        """Feed columns at once."""
+        width = tokens.shape[1]
         before = self.kept.sum(1, keepdim=True)
         position = (before + real.cumsum(1) - 1).clamp(min=0)
         earlier = self.kept.shape[1]
@@ -44,20 +111,71 @@ class Lane:
         causal = torch.cat([causal.new_ones(width, earlier), causal], dim=1)
         return self.forward(tokens, position, causal & self.kept[:, None, :], last=last)
 
+    def feed_tree(self, tokens: Tensor, real: Tensor, parents: Tensor) -> Tensor:
+        """Feed the last committed token and a tree behind it; give logits [rows, 1 + n, vocabulary].
+
+        `tokens` and `real` [rows, 1 + n], column 0 the committed token; `parents` [rows, n] as in a `Proposal`. A
+        node attends to what the row kept, to column 0, to its ancestors and to itself, and stands at its depth.
+        """
+        rows, width = tokens.shape
+        seen = torch.zeros(rows, width, width, dtype=torch.bool, device=self.device)
+        seen[:, 0, 0] = True
+        index = torch.arange(rows, device=self.device)
+        for node in range(1, width):
+            seen[:, node] = seen[index, parents[:, node - 1] + 1]
+            seen[:, node, node] = True
+        position = self.kept.sum(1, keepdim=True) + seen.sum(2) - 1
+        before = self.kept[:, None, :].expand(-1, width, -1)
+        self.kept = torch.cat([self.kept, real], dim=1)
+        return self.forward(tokens, position, torch.cat([before, seen], dim=2))
+
     def forward(self, tokens: Tensor, position: Tensor, allowed: Tensor, *, last: int | None = None) -> Tensor:
         """Run the model on `tokens` [rows, n] with an explicit mask `allowed` [rows, n, columns]; grows the cache."""
+        self._places = torch.cat([self._places, position], 1)
+        if self.window is not None:
+            allowed = allowed & self._near(self.window, position)
         low = torch.finfo(self.model.dtype).min
         mask = torch.zeros(allowed.shape, dtype=self.model.dtype, device=self.device).masked_fill(~allowed, low)
-        out = self.model(
-            input_ids=tokens,
-            attention_mask=mask[:, None],
-            position_ids=position,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=0 if last is None else last,
-        )
+        with self._listening():
+            out = self.model(
+                input_ids=tokens,
+                attention_mask=mask[:, None],
+                position_ids=position,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=0 if last is None else last,
+            )
         logits: Tensor = out.logits
         return logits
+
+    def _near(self, window: Window, position: Tensor) -> Tensor:
+        """Say which columns lie in the window of tokens at `position` [rows, n]: bool [rows, n, columns]."""
+        places = self._places[:, None, :]
+        near = (position[:, :, None] - places < window.recent) | (places < window.sink)
+        if self._memory is not None:
+            near |= self._memory.gather(1, self._places.clamp(max=self._memory.shape[1] - 1))[:, None, :]
+        if window.whole_prompt and self._prompt_tokens is not None:
+            near |= position[:, :, None] < self._prompt_tokens[:, None, None]
+        return near
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Keep what the tapped modules give during one pass."""
+        body = self.model.model
+        places = {tap: body.norm if tap == "norm" else body.layers[int(tap)] for tap in self.taps}
+        hooks = [module.register_forward_hook(self._keep(tap)) for tap, module in places.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _keep(self, tap: str | int) -> Callable[[Any, Any, Any], None]:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            state = output[0] if isinstance(output, tuple) else output
+            self.tapped[tap] = state.to(self.device)  # layers may lie on several devices
+
+        return hook
 
     def forget(self, drop: Tensor) -> None:
         """Mask out the columns where `drop` [rows, n] is True, among the n columns fed last."""

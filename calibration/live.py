@@ -9,6 +9,9 @@ A round starts at position t, with x_0 .. x_{t-1} committed:
    largest logit), after k acceptances the bonus token, a draw from p. The text is distributed as the verifier's own.
 5. *Roll back* what both caches hold of the rejected drafts.
 
+A draft may also be a tree: the pass then reads all its nodes under a tree mask, and the verifier's own tokens lead
+from the root down as long as a node holds them.
+
 Sources: Leviathan, Kalman and Matias, "Fast Inference from Transformers via Speculative Decoding" (2023); Chen and
 others, "Accelerating Large Language Model Decoding with Speculative Sampling" (2023).
 
@@ -24,17 +27,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.drafters import Drafter, PromptLookup
+from calibration.drafters.protocol import Drafter, Opening, Proposal
 from calibration.generate import cut
-from calibration.lane import Lane, pad_left, pad_right
-from calibration.ngram import NgramIndex
+from calibration.lane import Lane, pad_left
 from calibration.sampling import choose, draw, processed, residual
 from calibration.traces.manifest import DecodingInfo
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round: where it started, tokens drafted, accepted (bonus excluded) and emitted (bonus included)."""
+    """One round: where it started, tokens drafted, accepted (bonus excluded) and emitted (bonus included).
+
+    Of a tree, ``drafted`` is the depth.
+    """
 
     start: int
     drafted: int
@@ -55,92 +60,29 @@ class LiveRun:
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """Drafts of one round: `tokens` [rows, k], of which the first `counts` [rows] of each row are real.
+class Verdict:
+    """What verification says of a round: which drafted nodes [rows, n] are emitted, and the token after them [rows].
 
-    ``q``: the distributions they were drawn from [rows, k, vocabulary], 0 where nothing is drafted; None in greedy
-    decoding, which does not need them.
+    ``accepted`` [rows] counts the former; the latter is the verifier's own: correction or bonus.
     """
 
-    tokens: Tensor
-    counts: Tensor
-    q: Tensor | None
+    nodes: Tensor
+    accepted: Tensor
+    following: Tensor
 
 
-class ModelSide:
-    """The drafting side with a model: its lane, and the committed tokens that its cache has not seen yet."""
+def verify(logits: Tensor, proposal: Proposal, decoding: DecodingInfo, generator: torch.Generator) -> Verdict:
+    """Apply the acceptance rule to the verifier's `logits` [rows, n + 1, vocabulary]; lossless.
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], first: Tensor) -> None:
-        self._lane = Lane(model, len(prompts))
-        self._lane.feed(*pad_left(prompts, model.device), last=1)
-        self._pending = first[:, None]
-        self._real = torch.ones_like(self._pending, dtype=torch.bool)
-        self._last_draft = first
-
-    def draft(self, gamma: int, decoding: DecodingInfo, generator: torch.Generator) -> Proposal:
-        """Draft `gamma` tokens per row, one pass each; the last draft itself is not fed."""
-        drafts, dists = [], []
-        logits = self._lane.feed(self._pending, self._real, last=1)[:, -1]
-        for step in range(gamma):
-            if decoding.mode == "greedy":
-                drafts.append(logits.argmax(-1))
-            else:
-                dists.append(processed(logits, decoding))
-                drafts.append(draw(dists[-1], generator))
-            if step + 1 < gamma:
-                logits = self._lane.feed(drafts[-1][:, None])[:, -1]
-        self._last_draft = drafts[-1]
-        counts = torch.full_like(drafts[-1], gamma)
-        return Proposal(torch.stack(drafts, 1), counts, torch.stack(dists, 1) if dists else None)
-
-    def commit(self, proposal: Proposal, accepted: Tensor, following: Tensor) -> None:
-        """Forget rejected drafts; `following` [rows] is the token emitted after the accepted ones."""
-        gamma = proposal.tokens.shape[1]
-        if gamma > 1:
-            self._lane.forget(torch.arange(gamma - 1, device=accepted.device) >= accepted[:, None])
-        # Where all were accepted, the last draft is committed too, and the cache has not seen it.
-        self._pending = torch.stack([self._last_draft, following], 1)
-        self._real = torch.stack([accepted == gamma, torch.ones_like(accepted, dtype=torch.bool)], 1)
-
-
-class LookupSide:
-    """The drafting side of prompt lookup: one n-gram index per row."""
-
-    def __init__(self, spec: PromptLookup, prompts: Sequence[Sequence[int]], first: Tensor, vocabulary: int) -> None:
-        sizes = {"ngram_max": spec.ngram_max, "ngram_min": spec.ngram_min, "max_draft_tokens": spec.max_draft_tokens}
-        self._rows = [NgramIndex((*row, x), **sizes) for row, x in zip(prompts, first.tolist(), strict=True)]
-        self._vocabulary = vocabulary
-        self._device = first.device
-
-    def draft(self, gamma: int, decoding: DecodingInfo, generator: torch.Generator) -> Proposal:
-        """Propose up to `gamma` tokens per row, none where no n-gram matches; their q is one-hot."""
-        tokens, real = pad_right([row.propose(gamma) for row in self._rows], self._device)
-        q = None
-        if decoding.mode == "sampled":
-            q = torch.nn.functional.one_hot(tokens, self._vocabulary).float() * real[..., None]
-        return Proposal(tokens, real.sum(1), q)
-
-    def commit(self, proposal: Proposal, accepted: Tensor, following: Tensor) -> None:
-        """Take in the accepted drafts and the token after them."""
-        drafts = proposal.tokens.tolist()
-        for row, index in enumerate(self._rows):
-            index.extend([*drafts[row][: int(accepted[row])], int(following[row])])
-
-
-def verify(
-    logits: Tensor, proposal: Proposal, decoding: DecodingInfo, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Apply the acceptance rule to the verifier's `logits` [rows, k + 1, vocabulary]; exact.
-
-    Gives (accepted [rows], bonus excluded; the token emitted after them [rows]).
+    Trees and greedy chains: the verifier's own token at every column leads from node to node as long as one holds it
+    (in sampled decoding: naive multi-draft verification of given tokens). Sampled chains: token-level speculative
+    sampling.
     """
     width = proposal.tokens.shape[1]
     real = torch.arange(width, device=logits.device) < proposal.counts[:, None]
+    if proposal.q is None or proposal.parents is not None:
+        return _follow(choose(logits, decoding, generator), proposal, real)
     rows = torch.arange(len(logits), device=logits.device)
-    if proposal.q is None:
-        best = logits.argmax(-1)
-        accepted = leading((proposal.tokens == best[:, :width]) & real)
-        return accepted, best[rows, accepted]
     p = processed(logits, decoding)
     p_draft = p[:, :width].gather(-1, proposal.tokens[..., None])[..., 0]
     q_draft = proposal.q.gather(-1, proposal.tokens[..., None])[..., 0]
@@ -148,7 +90,24 @@ def verify(
     accepted = leading((luck * q_draft < p_draft) & real)
     # Behind the last draft q is 0: the residual is p itself, and the draw from it is the bonus token.
     q = torch.cat([proposal.q, torch.zeros_like(p[:, :1])], 1)
-    return accepted, draw(residual(p[rows, accepted], q[rows, accepted]), generator)
+    following = draw(residual(p[rows, accepted], q[rows, accepted]), generator)
+    nodes = torch.arange(width, device=logits.device) < accepted[:, None]
+    return Verdict(nodes, accepted, following)
+
+
+def _follow(own: Tensor, proposal: Proposal, real: Tensor) -> Verdict:
+    """Walk each row's drafts along the verifier's `own` tokens [rows, n + 1]."""
+    rows, width = proposal.tokens.shape
+    column = torch.arange(-1, width - 1, device=own.device).expand(rows, -1)
+    parents = column if proposal.parents is None else proposal.parents
+    at = torch.full((rows,), -1, device=own.device)
+    nodes = torch.zeros(rows, width, dtype=torch.bool, device=own.device)
+    index = torch.arange(rows, device=own.device)
+    for node in range(width):
+        hit = real[:, node] & (parents[:, node] == at) & (proposal.tokens[:, node] == own[index, at + 1])
+        nodes[:, node] = hit
+        at = torch.where(hit, node, at)
+    return Verdict(nodes, nodes.sum(1), own[index, at + 1])
 
 
 def leading(flags: Tensor) -> Tensor:
@@ -169,28 +128,54 @@ def speculate(
     generator: torch.Generator,
 ) -> list[LiveRun]:
     """Continue every prompt by speculative decoding with drafts of `gamma` tokens; one batch, ragged acceptance."""
-    lane = Lane(verifier, len(prompts))
-    last = choose(lane.feed(*pad_left(prompts, verifier.device), last=1)[:, -1], decoding, generator)
-    side = (
-        LookupSide(drafter.spec, prompts, last, verifier.config.vocab_size)
-        if isinstance(drafter.spec, PromptLookup)
-        else ModelSide(drafter.model, prompts, last)
-    )
+    lane = Lane(verifier, len(prompts), taps=drafter.taps)
+    tokens, real = pad_left(prompts, verifier.device)
+    last = choose(lane.feed(tokens, real, last=1)[:, -1], decoding, generator)
+    states = {tap: [s[r] for s, r in zip(lane.tapped[tap], real, strict=True)] for tap in drafter.taps}
+    side = drafter.side(Opening(verifier, prompts, last.tolist(), decoding, states))
     texts = [[token] for token in last.tolist()]
     rounds: list[list[Round]] = [[] for _ in prompts]
     while not all(_finished(text, max_new_tokens, end_ids) for text in texts):
-        proposal = side.draft(gamma, decoding, generator)
-        columns = torch.arange(proposal.tokens.shape[1] + 1, device=lane.device)
-        real = columns <= proposal.counts[:, None]
-        logits = lane.feed(torch.cat([last[:, None], proposal.tokens], 1), real)
-        accepted, last = verify(logits, proposal, decoding, generator)
-        lane.forget(columns > accepted[:, None])
-        side.commit(proposal, accepted, last)
-        drafts = proposal.tokens.tolist()
-        for row, (text, hits) in enumerate(zip(texts, accepted.tolist(), strict=True)):
-            rounds[row].append(Round(len(text), int(proposal.counts[row]), hits, hits + 1))
-            text.extend([*drafts[row][:hits], int(last[row])])
+        proposal = side.draft(gamma, generator)
+        logits = _feed(lane, last, proposal)
+        verdict = verify(logits, proposal, decoding, generator)
+        last = verdict.following
+        kept = torch.cat([torch.ones_like(last, dtype=torch.bool)[:, None], verdict.nodes], 1)
+        lane.forget(~kept)
+        states = {tap: [s[k] for s, k in zip(lane.tapped[tap], kept, strict=True)] for tap in drafter.taps}
+        emitted = [
+            [*tokens[nodes].tolist(), int(following)]
+            for tokens, nodes, following in zip(proposal.tokens, verdict.nodes, last, strict=True)
+        ]
+        side.commit(emitted, states)
+        depth = _depths(proposal).tolist()
+        for row, (text, new) in enumerate(zip(texts, emitted, strict=True)):
+            rounds[row].append(Round(len(text), depth[row], len(new) - 1, len(new)))
+            text.extend(new)
     return [_trim(text[:max_new_tokens], mine, end_ids) for text, mine in zip(texts, rounds, strict=True)]
+
+
+def _feed(lane: Lane, last: Tensor, proposal: Proposal) -> Tensor:
+    """Let the verifier read the last committed token and the drafts behind it."""
+    tokens = torch.cat([last[:, None], proposal.tokens], 1)
+    real = torch.arange(tokens.shape[1], device=last.device) <= proposal.counts[:, None]
+    if proposal.parents is None:
+        return lane.feed(tokens, real)
+    return lane.feed_tree(tokens, real, proposal.parents)
+
+
+def _depths(proposal: Proposal) -> Tensor:
+    """Give how many tokens deep each row's drafts are [rows]."""
+    if proposal.parents is None:
+        return proposal.counts
+    depth = torch.zeros_like(proposal.tokens)
+    index = torch.arange(len(depth), device=depth.device)
+    for node in range(depth.shape[1]):
+        up = proposal.parents[:, node]
+        real = node < proposal.counts
+        depth[:, node] = torch.where(real, torch.where(up < 0, 0, depth[index, up]) + 1, 0)
+    deepest: Tensor = depth.amax(1) if depth.shape[1] else proposal.counts
+    return deepest
 
 
 def _finished(text: list[int], max_new_tokens: int, end_ids: frozenset[int]) -> bool:

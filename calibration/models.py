@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
-DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16", "fp8"]
+"""``fp8``: decoder layers in e4m3 (weights and their inputs), the rest in bfloat16; CUDA devices only."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,11 @@ def choose_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
     require("torch")
     import torch
 
-    known = ("auto", "float32", "bfloat16", "float16")
+    known = ("auto", "float32", "bfloat16", "float16", "fp8")
     if choice not in known:
         raise CalibrationError(f"dtype: not known, got '{choice}'{did_you_mean(choice, known)}")
+    if choice == "fp8":
+        choice = "bfloat16"  # what is not rounded further
     if choice == "auto":
         choice = "bfloat16" if device.type == "cuda" else "float32"
     dtype: torch.dtype = getattr(torch, choice)
@@ -82,9 +85,13 @@ def load_verifier(
     *,
     device: DeviceChoice = "auto",
     dtype: DtypeChoice = "auto",
+    device_map: str | None = None,
     progress: Progress | None = None,
 ) -> Verifier:
     """Load the verifier `name`: a published name (``smollm2-135m``), a local model folder, or a hub name.
+
+    ``device_map`` (``auto``, ``balanced`` ...) spreads a model over several devices as accelerate does; it takes the
+    place of `device`.
 
     Raises:
         CalibrationError: there is no such model, it cannot be downloaded, or its architecture cannot be cut into
@@ -103,13 +110,27 @@ def load_verifier(
     try:
         with quiet_transformers():
             tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-            model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=choose_dtype(dtype, place))
+            spread = {} if device_map is None else {"device_map": device_map}
+            kind = choose_dtype(dtype, place)
+            model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=kind, **spread)
     except (OSError, ValueError, RuntimeError, require("safetensors").SafetensorError) as fault:
         reason = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
         hint = did_you_mean(name, PUBLISHED)
         rule = "must be a published name, a model folder or a hub name that can be loaded"
         raise CalibrationError(f"verifier '{shown}': {rule} ({reason}){hint}") from None
-    return make_verifier(shown, model.to(place).eval(), tokenizer, provenance)
+    model = (model if device_map is not None else model.to(place)).eval()
+    if dtype == "fp8":
+        _round_to_fp8(shown, model)
+    return make_verifier(shown, model, tokenizer, provenance)
+
+
+def _round_to_fp8(name: str, model: Any) -> None:
+    """Round the linear maps of every decoder layer to fp8; `CalibrationError` where the device cannot run them."""
+    from calibration.timing.fp8 import Fp8Module, fp8_fault
+
+    if fault := fp8_fault(model.device):
+        raise CalibrationError(f"verifier '{name}': {fault}")
+    Fp8Module.put_in_place(model.model.layers)
 
 
 def make_verifier(name: str, model: Any, tokenizer: Any, provenance: str | None = None) -> Verifier:
@@ -136,7 +157,7 @@ def check_architecture(name: str, model: Any) -> None:
 def describe(name: str, model: Any) -> ModelInfo:
     """Describe a loaded causal LM: parameters (tied weights once), shape, dtype."""
     config = model.config
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in model.parameters()) + _rounded(model)
     outer = {
         id(p): p.numel()
         for m in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -151,8 +172,19 @@ def describe(name: str, model: Any) -> ModelInfo:
         heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         vocabulary=config.vocab_size,
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=_dtype_of(model),
     )
+
+
+def _rounded(model: Any) -> int:
+    """Count weights that are buffers, because they were rounded to fp8."""
+    return sum(b.numel() for name, b in model.named_buffers() if b.element_size() == 1 and name.endswith("weight"))
+
+
+def _dtype_of(model: Any) -> str:
+    """Give the dtype of the weights of the decoder layers."""
+    found = {str(tensor.dtype).removeprefix("torch.") for tensor in model.model.layers.state_dict().values()}
+    return "float8_e4m3fn" if "float8_e4m3fn" in found else str(model.dtype).removeprefix("torch.")
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.drafters.protocol import Tap
 from calibration.fetch import Advance
-from calibration.lane import Lane, pad_left, pad_right
+from calibration.lane import Lane, Window, pad_left, pad_right
 from calibration.sampling import choose, entropy, processed
 from calibration.traces.manifest import DecodingInfo
 
@@ -29,8 +30,8 @@ class Reading:
     verifier: ``match`` (largest logit is x_t), ``probability`` p(x_t), ``confidence``, ``entropy``.
     drafters: ``match``, ``accept`` = min(1, q(x_t)/p(x_t)), ``rank`` of x_t (0 first), ``confidence``, ``entropy``,
     ``overlap`` = sum of min(p, q), and ``drafted``, the token that a draft from t begins with.
-    mass: p of one given token per position, for each name in `given` of `read_together`; 0 where there is none.
     lanes: the drafters' caches over the text, with x_i in column ``origin`` + i.
+    states: per tap and row, the verifier's state after each token of prompt + output but the last.
     """
 
     origin: int
@@ -38,7 +39,7 @@ class Reading:
     lanes: dict[str, Lane]
     verifier: Stats = field(default_factory=dict)
     drafters: dict[str, Stats] = field(default_factory=dict)
-    mass: Stats = field(default_factory=dict)
+    states: dict[Tap, list[Tensor]] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -49,35 +50,39 @@ def read_together(
     outputs: Sequence[Sequence[int]],
     decoding: DecodingInfo,
     generator: torch.Generator,
-    given: Mapping[str, Tensor] | None = None,
     advance: Advance | None = None,
+    taps: Sequence[Tap] = (),
+    windows: Mapping[str, Window | None] | None = None,
 ) -> Reading:
     """Feed prompt + output to `verifier` and to every model of `drafters` (by name); give a `Reading`.
 
     Columns are aligned so that the logits which predict x_t stand in one column for all rows. Distributions are those
-    of `calibration.sampling.processed`. `given`: token ids [rows, positions], -1 for none. `advance` is called
-    with the positions just read.
+    of `calibration.sampling.processed`. `advance` is called with the positions just read.
+    `taps` are the verifier's states to keep; `windows` limits what drafters attend to, by name.
     """
     device: torch.device = verifier.device
     head, head_real = pad_left([row[:-1] for row in prompts], device)
     body, body_real = pad_right([(row[-1], *out[:-1]) for row, out in zip(prompts, outputs, strict=True)], device)
     emitted, _ = pad_right(outputs, device)
-    writer = Lane(verifier, len(prompts))
-    lanes = {name: Lane(model, len(prompts)) for name, model in drafters.items()}
+    writer = Lane(verifier, len(prompts), taps=taps)
+    bounds = windows or {}
+    lanes = {
+        name: Lane(model, len(prompts), window=bounds.get(name), prompts=prompts) for name, model in drafters.items()
+    }
+    states: dict[Tap, list[Tensor]] = {tap: [] for tap in taps}
     if head.shape[1]:
         for lane in (writer, *lanes.values()):
             lane.feed(head, head_real, last=1)
+        _collect(states, writer)
     verifier_parts: list[dict[str, Tensor]] = []
     parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in drafters}
-    masses: dict[str, list[Tensor]] = {name: [] for name in given or {}}
     for start in range(0, body.shape[1], CHUNK):
         cols = slice(start, start + CHUNK)
         token = emitted[:, cols]
         logits = writer.feed(body[:, cols], body_real[:, cols])
+        _collect(states, writer)
         p = processed(logits, decoding)
         verifier_parts.append(_verifier_stats(logits, p, token))
-        for name, tokens in (given or {}).items():
-            masses[name].append(_mass(p, tokens[:, cols].to(device)))
         for name, lane in lanes.items():
             logits = lane.feed(body[:, cols], body_real[:, cols])
             parts[name].append(_drafter_stats(logits, p, token, decoding, generator))
@@ -90,17 +95,23 @@ def read_together(
         lanes=lanes,
         verifier=_join(verifier_parts),
         drafters={name: _join(chunks) for name, chunks in parts.items()},
-        mass={name: torch.cat(chunks, 1).cpu().numpy() for name, chunks in masses.items()},
+        states={tap: _by_row(chunks, writer.kept) for tap, chunks in states.items()},
     )
+
+
+def _collect(states: dict[Tap, list[Tensor]], lane: Lane) -> None:
+    for tap, chunks in states.items():
+        chunks.append(lane.tapped[tap])
+
+
+def _by_row(chunks: list[Tensor], kept: Tensor) -> list[Tensor]:
+    """Join the chunks of a state; give each row's own columns, padding left out."""
+    return [row[mine] for row, mine in zip(torch.cat(chunks, 1), kept, strict=True)]
 
 
 def _at(values: Tensor, token: Tensor) -> Tensor:
     """Pick `values` [..., vocabulary] at `token` [...]."""
     return values.gather(-1, token[..., None])[..., 0]
-
-
-def _mass(p: Tensor, token: Tensor) -> Tensor:
-    return torch.where(token >= 0, _at(p, token.clamp(min=0)), 0.0)
 
 
 def _verifier_stats(logits: Tensor, p: Tensor, token: Tensor) -> dict[str, Tensor]:

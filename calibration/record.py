@@ -1,37 +1,36 @@
 """Recording: the verifier writes, then everyone reads the text once more, teacher-forced, side by side.
 
-One pass over prompt + output gives every position of every drafter at once:
+*Lane drafters*, one pass over prompt + output for all positions:
 
-*Greedy.* A match bit says whether the drafter's largest logit at t is x_t. The run length n_t, how many drafted
-tokens match from t on, is the run of ones that starts at t. Bits suffice because these drafters see tokens alone: as
-long as a draft agrees with the text, its context is a prefix of the text, which is what the pass has shown it. (A
-drafter with a state of its own, such as EAGLE, needs run lengths measured from every start.)
+Greedy: a match bit says whether the drafter's largest logit at t is x_t. The run length n_t, how many drafted tokens
+match from t on, is the run of ones that starts at t. Bits suffice because these drafters see tokens alone: as long as
+a draft agrees with the text, its context is a prefix of the text, which is what the pass has shown it.
 
-*Sampled.* a_t = min(1, q_t(x_t) / p_t(x_t)) under the processed distributions: the probability that a token drafted
+Sampled: a_t = min(1, q_t(x_t) / p_t(x_t)) under the processed distributions: the probability that a token drafted
 at t was accepted, given that x_t is emitted there. It follows from the acceptance rule of Leviathan et al. (2023) and
 Chen et al. (2023): P(accepted and emitted = v) = min(p(v), q(v)) and P(emitted = v) = p(v).
 
-Both replays are exact, the second in distribution. Prompt lookup proposes given tokens: its run lengths are exact in
-both modes.
+*Start drafters* propose from every start, and their run lengths are measured one by one; see
+`calibration.recorded_drafts`. All replays are exact, the sampled ones in distribution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
+import numpy as np
 import torch
 
-from calibration.drafters import Drafter, PromptLookup
+from calibration.drafters.lanes import ModelDrafter
+from calibration.drafters.protocol import Drafter, Drafts, Read, StartDrafter, Tap
 from calibration.fetch import Advance
 from calibration.generate import Output
-from calibration.ngram import NgramIndex, lookup_runs
 from calibration.reading import Reading, Stats, read_together, run_lengths
+from calibration.recorded_drafts import Columns, IntArray, position_columns, rollout_columns
 from calibration.rollouts import rollout
 from calibration.traces.manifest import DecodingInfo
-
-Columns = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,23 @@ class Recording:
         return {"sequences": self.sequences, "positions": self.positions, "rollouts": self.rollouts}
 
 
+@dataclass(frozen=True)
+class _Session:
+    """What is the same for all drafters of a batch."""
+
+    verifier: Any
+    requests: Sequence[Request]
+    outputs: Sequence[Output]
+    decoding: DecodingInfo
+    generator: torch.Generator
+    gamma_max: int
+    rollout_stride: int
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(output.ids) for output in self.outputs]
+
+
 def record(
     verifier: Any,
     drafters: Sequence[Drafter],
@@ -79,20 +95,24 @@ def record(
     """Read `outputs` once with the `verifier` model and every drafter; give the rows of all three tables.
 
     Rollouts of `gamma_max` steps start at every `rollout_stride`-th position (t = 0, stride, ...); a stride of 0
-    records none. `advance` is called with the positions just read.
+    records none. Start drafters draft up to `gamma_max` tokens from every position, where the drafter itself
+    states no other limit. `advance` is called with the positions just read.
     """
-    lookups = {d.name: _lookups(d.spec, requests, outputs) for d in drafters if isinstance(d.spec, PromptLookup)}
+    session = _Session(verifier, requests, outputs, decoding, generator, gamma_max, rollout_stride)
+    lanes = _lane_drafters(drafters)
     reading = read_together(
         verifier,
-        {d.name: d.model for d in drafters if d.model is not None},
+        {d.name: d.model for d in lanes.values()},
         [r.prompt_ids for r in requests],
         [o.ids for o in outputs],
         decoding,
         generator,
-        given={name: _first_tokens(rows) for name, rows in lookups.items()},
+        taps=_taps(drafters),
+        windows={d.name: d.window for d in lanes.values()},
         advance=advance,
     )
     recording = Recording()
+    by_drafter = _tables(session, reading, drafters, lanes)
     for row, (request, output) in enumerate(zip(requests, outputs, strict=True)):
         count = len(output.ids)
         recording.tokens += count
@@ -105,22 +125,152 @@ def record(
                 **keys,
                 "position": list(range(count)),
                 **_verifier_columns(reading.verifier, row, count),
+                **by_drafter[drafter.name][row][0],
             }
-            if drafter.model is None:
-                columns |= _lookup_columns(lookups[drafter.name][row], reading.mass[drafter.name][row])
-            else:
-                columns |= _model_columns(reading.drafters[drafter.name], row, count, decoding)
             _append(recording.positions, columns)
-    if rollout_stride:
-        lengths = [len(o.ids) for o in outputs]
-        starts = list(range(0, max(lengths), rollout_stride))
-        for name in reading.drafters:
-            runs = _free_runs(reading, name, starts, gamma_max, decoding, generator)
-            _append(recording.rollouts, _rollout_columns(name, requests, lengths, starts, runs))
+    for drafter in drafters:
+        for row, request in enumerate(requests):
+            columns = by_drafter[drafter.name][row][1]
+            count = len(columns.get("step", ()))
+            if count:
+                keys = {"sequence_id": [request.sequence_id] * count, "drafter": [drafter.name] * count}
+                _append(recording.rollouts, {**keys, **columns})
     return recording
 
 
-def _append(table: Columns, columns: Columns) -> None:
+def _lane_drafters(drafters: Sequence[Drafter]) -> dict[str, ModelDrafter]:
+    """Collect every lane drafter, parts of others included, by name."""
+    found: dict[str, ModelDrafter] = {}
+    for drafter in drafters:
+        if isinstance(drafter, ModelDrafter):
+            found[drafter.name] = drafter
+        else:
+            found |= _lane_drafters(cast(StartDrafter, drafter).parts)
+    return found
+
+
+def _taps(drafters: Sequence[Drafter]) -> tuple[Tap, ...]:
+    found: dict[Tap, None] = {}
+    if any(not isinstance(d, ModelDrafter) for d in drafters):
+        found["norm"] = None  # for p of given tokens
+    for drafter in drafters:
+        found |= dict.fromkeys(drafter.taps)
+        if not isinstance(drafter, ModelDrafter):
+            found |= dict.fromkeys(_taps(cast(StartDrafter, drafter).parts))
+    return tuple(found)
+
+
+def _tables(
+    session: _Session, reading: Reading, drafters: Sequence[Drafter], lanes: Mapping[str, ModelDrafter]
+) -> dict[str, list[tuple[Columns, Columns]]]:
+    """Give, by drafter and row, the columns of positions and of rollouts that it fills."""
+    parts = _lane_drafters([d for d in drafters if not isinstance(d, ModelDrafter)])
+    starts = {name: _starts(session, drafter, name in parts) for name, drafter in lanes.items()}
+    runs = {name: _free_runs(session, reading, lanes[name], mine) for name, mine in starts.items() if len(mine)}
+    found: dict[str, list[tuple[Columns, Columns]]] = {drafter.name: [] for drafter in drafters}
+    for row in range(len(session.requests)):
+        read = _read(session, reading, row, {name: runs[name][row] for name in parts})
+        for drafter in drafters:
+            if isinstance(drafter, ModelDrafter):
+                free = runs[drafter.name][row] if drafter.name in runs else None
+                tables = _model_tables(session, reading, drafter, row, free, starts[drafter.name])
+            else:
+                tables = _start_tables(session, cast(StartDrafter, drafter), read)
+            found[drafter.name].append(tables)
+    return found
+
+
+def _starts(session: _Session, drafter: ModelDrafter, part: bool) -> IntArray:
+    """Say from where a lane drafter runs freely: everywhere where its drafts are needed, else at every stride."""
+    stride = 1 if part or drafter.stop is not None else session.rollout_stride
+    return np.arange(0, max(session.lengths) if stride else 0, stride or 1)
+
+
+def _read(session: _Session, reading: Reading, row: int, free: Mapping[str, Drafts]) -> Read:
+    request, output = session.requests[row], session.outputs[row]
+    return Read(
+        verifier=session.verifier,
+        prompt_ids=request.prompt_ids,
+        output_ids=output.ids,
+        decoding=session.decoding,
+        states={tap: rows[row] for tap, rows in reading.states.items()},
+        chains=free,
+    )
+
+
+def _start_tables(session: _Session, drafter: StartDrafter, read: Read) -> tuple[Columns, Columns]:
+    """Ask `drafter` from every start of one row."""
+    info, greedy = drafter.info, session.decoding.mode == "greedy"
+    with torch.inference_mode():
+        drafts = drafter.drafts(read, info.max_draft_tokens or session.gamma_max, session.generator)
+    mass = read.mass(drafts.tokens[:, 0]) if info.deterministic and drafts.tokens.shape[1] else None
+    columns = position_columns(
+        drafts, read.output_ids, session.generator, deterministic=info.deterministic or greedy, mass=mass
+    )
+    starts = np.arange(0, len(read.output_ids) if session.rollout_stride else 0, session.rollout_stride or 1)
+    return columns, rollout_columns(drafts.at(starts), starts)
+
+
+def _model_tables(
+    session: _Session,
+    reading: Reading,
+    drafter: ModelDrafter,
+    row: int,
+    free: Drafts | None,
+    starts: IntArray,
+) -> tuple[Columns, Columns]:
+    """Give the columns of a lane drafter for one row; its own stopping rule, if it has one, bounds its drafts."""
+    output = session.outputs[row].ids
+    columns = _model_columns(reading.drafters[drafter.name], row, len(output), session.decoding)
+    if free is None:
+        return columns, {}
+    if drafter.stop is not None:
+        greedy = session.decoding.mode == "greedy"
+        stopped = position_columns(free, output, session.generator, deterministic=greedy)
+        columns |= {key: stopped[key] for key in ("run_length", "proposal_length", "accept_probability")}
+    stride = session.rollout_stride
+    keep = np.flatnonzero(starts[: len(free.tokens)] % stride == 0) if stride else starts[:0]
+    return columns, rollout_columns(free.at(keep), starts[keep])
+
+
+def _free_runs(session: _Session, reading: Reading, drafter: ModelDrafter, starts: IntArray) -> list[Drafts]:
+    """Give, for every row, what a lane drafter drafts from `starts`, the teacher-forced step 1 in front."""
+    lane, stats = reading.lanes[drafter.name], reading.drafters[drafter.name]
+    steps = session.gamma_max if drafter.stop is None else drafter.stop.tokens
+    later = rollout(
+        lane,
+        torch.as_tensor(stats["drafted"][:, starts], device=lane.device),
+        torch.as_tensor(starts, device=lane.device),
+        origin=reading.origin,
+        prompt_tokens=reading.prompt_tokens,
+        steps=steps,
+        decoding=session.decoding,
+        generator=session.generator,
+    )
+    first = [torch.as_tensor(stats[key][:, starts, None]) for key in ("drafted", "confidence", "entropy")]
+    tokens, confidence, entropy = (torch.cat([a, b.cpu()], 2).numpy() for a, b in zip(first, later, strict=True))
+    if drafter.stop is not None:
+        tokens = np.where(np.logical_or.accumulate(confidence < drafter.stop.confidence, 2), -1, tokens)
+    found = []
+    for row, count in enumerate(session.lengths):
+        mine = starts[starts < count]
+        keep = slice(0, len(mine))
+        drafts = Drafts(
+            tokens[row, keep].astype(np.int32), confidence=confidence[row, keep], entropy=entropy[row, keep]
+        )
+        if session.decoding.mode == "sampled":
+            drafts = replace(drafts, accept=_along(stats["accept"][row, :count], steps)[mine])
+        found.append(drafts)
+    return found
+
+
+def _along(values: Any, depth: int) -> Any:
+    """Give `values` [T] from every start on [T, depth]: entry (t, j) is that of t + j, NaN behind the end."""
+    padded = np.concatenate([values, np.full(depth, np.nan, dtype=np.float32)])
+    return np.lib.stride_tricks.sliding_window_view(padded, depth)[: len(values)].astype(np.float32)
+
+
+def _append(table: Columns, columns: Mapping[str, list[Any]]) -> None:
     for name, values in columns.items():
         table.setdefault(name, []).extend(values)
 
@@ -150,100 +300,11 @@ def _model_columns(stats: Stats, row: int, count: int, decoding: DecodingInfo) -
     return {
         "run_length": run_lengths(mine["match"]).tolist() if greedy else [None] * count,
         "proposal_length": [None] * count,
+        "proposal_nodes": [None] * count,
+        "draft_layers": [None] * count,
         "accept_probability": mine["match"].astype(float).tolist() if greedy else mine["accept"].tolist(),
         "emitted_rank": mine["rank"].tolist(),
         "drafter_confidence": mine["confidence"].tolist(),
         "drafter_entropy": mine["entropy"].tolist(),
         "overlap": mine["overlap"].tolist(),
     }
-
-
-@dataclass(frozen=True)
-class _Lookup:
-    """Prompt lookup over one row: run length, proposal length and first proposed token (-1: none) per position."""
-
-    runs: list[int]
-    lengths: list[int]
-    first: list[int]
-
-
-def _lookups(spec: PromptLookup, requests: Sequence[Request], outputs: Sequence[Output]) -> list[_Lookup]:
-    sizes = {"ngram_max": spec.ngram_max, "ngram_min": spec.ngram_min, "max_draft_tokens": spec.max_draft_tokens}
-    rows = []
-    for request, output in zip(requests, outputs, strict=True):
-        runs, lengths = lookup_runs(request.prompt_ids, output.ids, **sizes)
-        index = NgramIndex(request.prompt_ids, **sizes)
-        first = []
-        for token in output.ids:
-            first.append(next(iter(index.propose(1)), -1))
-            index.extend([token])
-        rows.append(_Lookup(runs, lengths, first))
-    return rows
-
-
-def _first_tokens(rows: Sequence[_Lookup]) -> torch.Tensor:
-    width = max(len(row.first) for row in rows)
-    return torch.tensor([row.first + [-1] * (width - len(row.first)) for row in rows])
-
-
-def _lookup_columns(lookup: _Lookup, mass: Any) -> Columns:
-    """Columns of prompt lookup: acceptance and overlap p(proposed token) are missing where nothing is proposed."""
-    proposes = [length > 0 for length in lookup.lengths]
-    hits = [run > 0 for run in lookup.runs]
-    count = len(proposes)
-    return {
-        "run_length": lookup.runs,
-        "proposal_length": lookup.lengths,
-        "accept_probability": [float(hit) if any_ else None for hit, any_ in zip(hits, proposes, strict=True)],
-        "emitted_rank": [0 if hit else None for hit in hits],
-        "drafter_confidence": [None] * count,
-        "drafter_entropy": [None] * count,
-        "overlap": [p if any_ else None for p, any_ in zip(mass[:count].tolist(), proposes, strict=True)],
-    }
-
-
-def _free_runs(
-    reading: Reading,
-    name: str,
-    starts: list[int],
-    steps: int,
-    decoding: DecodingInfo,
-    generator: torch.Generator,
-) -> tuple[Any, Any]:
-    """Give (confidence, entropy) [rows, starts, steps], the teacher-forced step 1 in front."""
-    lane, stats = reading.lanes[name], reading.drafters[name]
-    later = rollout(
-        lane,
-        torch.as_tensor(stats["drafted"][:, starts], device=lane.device),
-        torch.tensor(starts, device=lane.device),
-        origin=reading.origin,
-        prompt_tokens=reading.prompt_tokens,
-        steps=steps,
-        decoding=decoding,
-        generator=generator,
-    )
-    first = [torch.as_tensor(stats[key][:, starts, None]) for key in ("confidence", "entropy")]
-    confidence, entropy = (torch.cat([a, b.cpu()], 2).numpy() for a, b in zip(first, later, strict=True))
-    return confidence, entropy
-
-
-def _rollout_columns(
-    name: str, requests: Sequence[Request], lengths: list[int], starts: list[int], runs: tuple[Any, Any]
-) -> Columns:
-    columns: Columns = {}
-    steps = runs[0].shape[2]
-    for row, request in enumerate(requests):
-        mine = [t for t in starts if t < lengths[row]]
-        count = len(mine) * steps
-        _append(
-            columns,
-            {
-                "sequence_id": [request.sequence_id] * count,
-                "drafter": [name] * count,
-                "position": [t for t in mine for _ in range(steps)],
-                "step": list(range(1, steps + 1)) * len(mine),
-                "drafter_confidence": runs[0][row, : len(mine)].ravel().tolist(),
-                "drafter_entropy": runs[1][row, : len(mine)].ravel().tolist(),
-            },
-        )
-    return columns

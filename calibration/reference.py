@@ -1,4 +1,4 @@
-"""The reference of scenario keys, written from the scenario's own models, so that it cannot fall behind them."""
+"""The reference of a TOML file's keys, written from the models that read it, so that it cannot fall behind them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from simulator.scenario import Scenario
 
-_HEAD = """# Scenario reference
+def reference(root: type[BaseModel], what: str, command: str) -> str:
+    """Give the reference of all keys of a file that `root` describes, as Markdown.
 
-Every table and key that a scenario file may hold; this page is written by `paceline keys`. A key without a default
-must be given where its table stands. Unknown keys are refused, and all faults are told at once.
-"""
-
-
-def reference() -> str:
-    """Give the reference of all scenario keys as Markdown."""
-    parts = [_HEAD, *_section("scenario", Scenario, "", set())]
-    return "\n".join(parts).rstrip() + "\n"
+    `what` names the file (scenario, recording job ...), `command` is the one that writes the page.
+    """
+    head = (
+        f"# Reference: {what}\n\nEvery table and key that a {what} may hold; this page is written by `{command}`.\n"
+        "A key without a default must be given where its table stands. Unknown keys are refused, and all faults are\n"
+        "told at once.\n"
+    )
+    return "\n".join([head, *_section(what, root, "", set())]).rstrip() + "\n"
 
 
 def _section(title: str, model: type[BaseModel], path: str, told: set[type[BaseModel]]) -> Iterator[str]:

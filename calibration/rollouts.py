@@ -21,10 +21,10 @@ def rollout(
     steps: int,
     decoding: DecodingInfo,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Let a drafter run freely from many positions of the same text at once; give (confidence, entropy).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let a drafter run freely from many positions of the same text at once; give (tokens, confidence, entropy).
 
-    Both are [rows, starts, steps - 1] and belong to steps 2 .. `steps`; step 1 is part of the teacher-forced pass,
+    Each is [rows, starts, steps - 1] and belongs to steps 2 .. `steps`; step 1 is part of the teacher-forced pass,
     and `first` [rows, starts] are the tokens drafted there. `lane` holds the text's cache with x_i in column
     ``origin`` + i, and is used up.
 
@@ -37,7 +37,7 @@ def rollout(
     visible = lane.kept[:, None, :] & (column < (origin + starts)[:, None])
     own = torch.eye(branches, dtype=torch.bool, device=lane.device).expand(rows, -1, -1)
     token = first
-    confidences, entropies = [], []
+    tokens, confidences, entropies = [], [], []
     for step in range(1, steps):
         visible = torch.cat([visible, own], dim=2)
         logits = lane.forward(token, prompt_tokens[:, None] + starts + (step - 1), visible)
@@ -45,7 +45,8 @@ def rollout(
         confidences.append(q.amax(-1))
         entropies.append(entropy(q))
         token = choose(logits, decoding, generator)
+        tokens.append(token)
     if not confidences:
         empty = torch.zeros(rows, branches, 0, device=lane.device)
-        return empty, empty
-    return torch.stack(confidences, -1), torch.stack(entropies, -1)
+        return empty.long(), empty, empty
+    return torch.stack(tokens, -1), torch.stack(confidences, -1), torch.stack(entropies, -1)

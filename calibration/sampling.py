@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +81,11 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 def generator_for(device: torch.device, *seed: int) -> torch.Generator:
     """Give a torch Generator on `device`, seeded from the integers `seed` (a run's seed, a shard's number ...)."""
-    import numpy as np
-
     state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     return torch.Generator(device=device).manual_seed(state)
+
+
+def numpy_generator(generator: torch.Generator) -> np.random.Generator:
+    """Give a numpy Generator whose seed is the next number of `generator`."""
+    seed = torch.randint(0, 2**62, (1,), generator=generator, device=generator.device)
+    return np.random.default_rng(int(seed))

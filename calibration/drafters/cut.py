@@ -1,91 +1,70 @@
-"""The drafters that a verifier brings along: prompt lookup, early exit, layer skip.
+"""Drafters cut from the verifier's own layers: early exit and layer skip.
 
-    prompt-lookup   copies what followed the earliest occurrence of the longest matching n-gram
     exit-L          the first L layers, then the verifier's own final norm and head
     skip-A-B        the verifier without its layers A .. B-1 (counted from 0)
 
-A model drafter is a plain causal LM that shares the verifier's weight tensors and has a KV cache of its own.
+Each is a plain causal LM that shares the verifier's weight tensors and has a KV cache of its own.
 """
 
 from __future__ import annotations
 
 import copy
-import re
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from calibration.errors import CalibrationError, did_you_mean
+from calibration.drafters.info import DrafterSettings
+from calibration.errors import CalibrationError
 from calibration.extras import require
 from calibration.models import Verifier, describe
 from calibration.traces.manifest import DrafterInfo
 
-
-@dataclass(frozen=True)
-class PromptLookup:
-    """Prompt lookup with suffixes of `ngram_max` down to `ngram_min` tokens; see `calibration.ngram`."""
-
-    ngram_max: int = 3
-    ngram_min: int = 1
-    max_draft_tokens: int = 20
-
-    @property
-    def name(self) -> str:
-        """Name in the manifest, and on the command line."""
-        return "prompt-lookup"
+if TYPE_CHECKING:
+    from calibration.drafters.lanes import ModelDrafter
 
 
-@dataclass(frozen=True)
-class EarlyExit:
+class EarlyExit(DrafterSettings):
     """The first `layers` layers of the verifier, its final norm and its head."""
 
+    paradigm: ClassVar[str] = "early-exit"
+    kind: Literal["early-exit"] = "early-exit"
     layers: int
 
     @property
-    def name(self) -> str:
-        """Name in the manifest, and on the command line."""
+    def default_name(self) -> str:
+        """Name where none is given."""
         return f"exit-{self.layers}"
 
+    def build(self, verifier: Verifier) -> ModelDrafter:
+        """Make the drafter; it costs no memory of its own."""
+        return cut_drafter(self, verifier, {"exit_layer": self.layers})
 
-@dataclass(frozen=True)
-class LayerSkip:
+
+class LayerSkip(DrafterSettings):
     """The verifier without its layers `first` .. `stop` - 1 (counted from 0)."""
 
+    paradigm: ClassVar[str] = "layer-skip"
+    kind: Literal["layer-skip"] = "layer-skip"
     first: int
     stop: int
 
     @property
-    def name(self) -> str:
-        """Name in the manifest, and on the command line."""
+    def default_name(self) -> str:
+        """Name where none is given."""
         return f"skip-{self.first}-{self.stop}"
 
-
-DrafterSpec = PromptLookup | EarlyExit | LayerSkip
-
-
-@dataclass(frozen=True)
-class Drafter:
-    """A drafter ready to run. `model` is None for prompt lookup, which needs none."""
-
-    spec: DrafterSpec
-    info: DrafterInfo
-    model: Any | None
-
-    @property
-    def name(self) -> str:
-        """Name in the manifest."""
-        return self.info.name
+    def build(self, verifier: Verifier) -> ModelDrafter:
+        """Make the drafter; it costs no memory of its own."""
+        return cut_drafter(self, verifier, {"skipped": [self.first, self.stop]})
 
 
-def parse_drafter(text: str) -> DrafterSpec:
-    """Read ``prompt-lookup``, ``exit-L`` or ``skip-A-B``; `CalibrationError` for anything else."""
-    if text == "prompt-lookup":
-        return PromptLookup()
-    if found := re.fullmatch(r"exit-(\d+)", text):
-        return EarlyExit(int(found[1]))
-    if found := re.fullmatch(r"skip-(\d+)-(\d+)", text):
-        return LayerSkip(int(found[1]), int(found[2]))
-    hint = did_you_mean(text, ("prompt-lookup", "exit-L", "skip-A-B"))
-    raise CalibrationError(f"drafter '{text}': must be prompt-lookup, exit-L or skip-A-B{hint}")
+def cut_drafter(spec: EarlyExit | LayerSkip, verifier: Verifier, settings: dict[str, Any]) -> ModelDrafter:
+    """Make the drafter that `spec` cuts from `verifier`."""
+    from calibration.drafters.lanes import ModelDrafter
+
+    model = submodel(verifier.model, kept_layers(spec, verifier.model.config.num_hidden_layers))
+    info = DrafterInfo(
+        **describe(spec.label, model).model_dump(), paradigm=spec.paradigm, deterministic=False, settings=settings
+    )
+    return ModelDrafter(info, model)
 
 
 def kept_layers(spec: EarlyExit | LayerSkip, layers: int) -> tuple[int, ...]:
@@ -93,63 +72,47 @@ def kept_layers(spec: EarlyExit | LayerSkip, layers: int) -> tuple[int, ...]:
     if isinstance(spec, EarlyExit):
         if not 1 <= spec.layers < layers:
             raise CalibrationError(
-                f"drafter '{spec.name}': exit layer must lie in [1, {layers - 1}], got {spec.layers}"
+                f"drafter '{spec.label}': exit layer must lie in [1, {layers - 1}], got {spec.layers}"
             )
         return tuple(range(spec.layers))
     if not 0 <= spec.first < spec.stop <= layers or spec.stop - spec.first == layers:
         rule = f"must leave out layers A .. B-1 with 0 <= A < B <= {layers} and keep one"
-        raise CalibrationError(f"drafter '{spec.name}': {rule}, got A = {spec.first}, B = {spec.stop}")
+        raise CalibrationError(f"drafter '{spec.label}': {rule}, got A = {spec.first}, B = {spec.stop}")
     return tuple(i for i in range(layers) if not spec.first <= i < spec.stop)
-
-
-def build_drafter(spec: DrafterSpec, verifier: Verifier) -> Drafter:
-    """Make the drafter `spec` of `verifier`; model drafters share its weights and cost no memory of their own."""
-    if isinstance(spec, PromptLookup):
-        info = DrafterInfo(
-            name=spec.name,
-            parameters=0,
-            parameters_non_embedding=0,
-            layers=0,
-            paradigm="prompt-lookup",
-            deterministic=True,
-            max_draft_tokens=spec.max_draft_tokens,
-            settings={"ngram_max": spec.ngram_max, "ngram_min": spec.ngram_min, "match": "earliest"},
-        )
-        return Drafter(spec, info, None)
-    model = submodel(verifier.model, kept_layers(spec, verifier.model.config.num_hidden_layers))
-    settings = {"exit_layer": spec.layers} if isinstance(spec, EarlyExit) else {"skipped": [spec.first, spec.stop]}
-    info = DrafterInfo(
-        **describe(spec.name, model).model_dump(),
-        paradigm="early-exit" if isinstance(spec, EarlyExit) else "layer-skip",
-        deterministic=False,
-        settings=settings,
-    )
-    return Drafter(spec, info, model)
 
 
 def submodel(model: Any, keep: tuple[int, ...]) -> Any:
     """Give a causal LM made of the layers `keep` of `model`, in that order, on the same weight tensors.
 
-    The layers are new modules, since each must know its own place in the KV cache; their parameters are assigned,
-    not copied.
+    Modules that must know their own place in the KV cache are shallow copies; everything below is shared. Layers may
+    lie on several devices, or hold rounded weights.
     """
     torch = require("torch")
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = len(keep)
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[i] for i in keep]
-    with torch.device("meta"):
-        cut = type(model)(config)
-    place = {f"model.layers.{old}.": f"model.layers.{new}." for new, old in enumerate(keep)}
-    weights = {}
-    for key, tensor in model.state_dict().items():
-        if layer := re.match(r"model\.layers\.\d+\.", key):
-            if layer[0] in place:
-                weights[place[layer[0]] + key[layer.end() :]] = tensor
-        else:
-            weights[key] = tensor
-    cut.load_state_dict(weights, strict=True, assign=True)
-    cut.tie_weights()
-    cut.model.rotary_emb = model.model.rotary_emb  # its buffers are not in the state dict
-    cut.generation_config = copy.deepcopy(model.generation_config)
-    return cut.requires_grad_(False).eval()
+    layers = []
+    for place, old in enumerate(keep):
+        layer = _twin(model.model.layers[old])
+        layer.self_attn = _twin(layer.self_attn)
+        layer.self_attn.layer_idx = place
+        layers.append(layer)
+    cut = _twin(model)
+    cut.model = _twin(model.model)
+    cut.model.layers = torch.nn.ModuleList(layers)
+    cut.config = cut.model.config = config
+    return cut
+
+
+def _twin(module: Any) -> Any:
+    """Give a shallow copy of a module: its own attributes, the same parameters and children."""
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, dict):  # parameters, children, hooks: the same ones, in tables of its own
+            setattr(twin, name, copy.copy(value))
+    if hook := twin.__dict__.pop("_hf_hook", None):  # accelerate's, for models on several devices: bound to `module`
+        for name in ("forward", "_old_forward"):
+            twin.__dict__.pop(name, None)
+        require("accelerate.hooks").add_hook_to_module(twin, hook)
+    return twin

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from calibration.errors import TraceError, did_you_mean
 
-SCHEMA_VERSION = 1
-"""Newest TraceSet schema that this version reads."""
+SCHEMA_VERSION = 2
+"""TraceSet schema that this version writes, and the newest that it reads. 2 brought draft trees (`proposal_nodes`)
+and drafters whose depth varies (`draft_layers`)."""
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -15,7 +15,10 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its Arrow type, whether values may be missing, and its inclusive bounds."""
+    """One column: its Arrow type, whether values may be missing, and its inclusive bounds.
+
+    ``since``: the schema version that brought it; in an older TraceSet all its values are missing.
+    """
 
     name: str
     type: pa.DataType
@@ -24,6 +27,7 @@ class Column:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    since: int = 1
 
 
 def _probability(name: str, doc: str) -> Column:
@@ -62,6 +66,20 @@ POSITIONS = (
         "how many tokens the drafter can propose here; missing where it always proposes as many as asked",
         nullable=True,
         low=0,
+    ),
+    Column(
+        "proposal_nodes",
+        pa.list_(pa.int32()),
+        "nodes of the drafted tree down to depth 1, 2, ...; missing for chains",
+        nullable=True,
+        since=2,
+    ),
+    Column(
+        "draft_layers",
+        pa.list_(pa.int32()),
+        "decoder layers run for the first 1, 2, ... drafted tokens together; missing where every token runs all",
+        nullable=True,
+        since=2,
     ),
     _probability("accept_probability", "P(a token drafted at t is accepted | x_t is emitted) = min(1, q/p)"),
     Column("emitted_rank", pa.int32(), "rank of x_t under the drafter, 0 first", nullable=True, low=0),

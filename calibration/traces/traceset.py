@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from calibration.errors import TraceError
 from calibration.folder import fresh_folder
-from calibration.traces.manifest import Manifest, TableInfo, parse_manifest
+from calibration.traces.manifest import SCHEMA_VERSION, Manifest, TableInfo, parse_manifest
 from calibration.traces.schema import TABLES, arrow_schema
 from calibration.traces.validate import validate
 
@@ -70,7 +70,7 @@ class TraceSet:
         target = Path(folder)
         with fresh_folder(target, "manifest.json", error=TraceError, what="TraceSet") as scratch:
             tables = {name: _write_table(getattr(self, name), scratch / f"{name}.parquet") for name in TABLES}
-            manifest = self.manifest.model_copy(update={"tables": tables})
+            manifest = self.manifest.model_copy(update={"schema_version": SCHEMA_VERSION, "tables": tables})
             (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return target
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.errors import TraceError
-from calibration.traces.manifest import Manifest
+from calibration.traces.manifest import SCHEMA_VERSION, Manifest
 from calibration.traces.schema import TABLES, Column, arrow_schema
 
 
@@ -29,10 +29,11 @@ def _first(mask: pa.ChunkedArray | pa.Array | np.ndarray[Any, Any]) -> int | Non
     return row if len(mask) and mask[row] else None
 
 
-def conform(name: str, table: pa.Table) -> pa.Table:
+def conform(name: str, table: pa.Table, version: int = SCHEMA_VERSION) -> pa.Table:
     """Give `table` with exactly the columns and types of its schema (dictionary columns decoded).
 
-    Unknown columns, missing columns and wrong types are refused.
+    Unknown columns, missing columns and wrong types are refused. Columns that schema `version` did not know yet are
+    filled with missing values.
     """
     wanted = {c.name: c for c in TABLES[name]}
     for extra in [c for c in table.column_names if c not in wanted]:
@@ -40,6 +41,9 @@ def conform(name: str, table: pa.Table) -> pa.Table:
     arrays = []
     for column in TABLES[name]:
         if column.name not in table.column_names:
+            if column.since > version:
+                arrays.append(pa.chunked_array([pa.nulls(table.num_rows, column.type)]))
+                continue
             _fail(name, column.name, None, "is missing")
         array = table[column.name]
         if pa.types.is_dictionary(array.type):
@@ -144,6 +148,17 @@ def _check_positions(table: pa.Table, sequences: pa.Table, manifest: Manifest) -
     if row is not None:
         rule = f"accepted must not exceed drafted (proposal_length = {table['proposal_length'][row].as_py()})"
         _fail(name, "run_length", row, rule, run[row].as_py())
+    for column in ("proposal_nodes", "draft_layers"):
+        lengths = pc.list_value_length(table[column])
+        row = _first(pc.and_(pc.is_valid(lengths), pc.is_null(table["proposal_length"])))
+        if row is not None:
+            _fail("positions", column, row, "must be missing where proposal_length is")
+        row = _first(pc.not_equal(lengths, table["proposal_length"]))
+        if row is not None:
+            rule = (
+                f"must hold one number per drafted token (proposal_length = {table['proposal_length'][row].as_py()})"
+            )
+            _fail(name, column, row, rule, len(table[column][row].as_py()))
     for code, info in enumerate(manifest.drafters):
         mine = group % len(drafters) == code
         if manifest.decoding.mode == "greedy" or info.deterministic:
@@ -201,7 +216,7 @@ def validate(manifest: Manifest, tables: dict[str, pa.Table]) -> dict[str, pa.Ta
     for name in TABLES:
         if name not in tables:
             raise TraceError(f"{name}.parquet: is missing")
-        table = conform(name, tables[name])
+        table = conform(name, tables[name], manifest.schema_version)
         for column in TABLES[name]:
             _check_column(name, table, column)
         checked[name] = table.cast(arrow_schema(name))

@@ -17,15 +17,15 @@ MODELS = ("exit-1", "exit-3", "skip-1-3", "skip-0-1", "skip-3-4")
 
 @pytest.mark.parametrize("name", ["prompt-lookup", *MODELS])
 def test_names_read_back_as_they_are_written(name):
-    assert parse_drafter(name).name == name
+    assert parse_drafter(name).label == name
 
 
 def test_kinds_of_drafters():
     assert parse_drafter("prompt-lookup") == PromptLookup(ngram_max=3, ngram_min=1, max_draft_tokens=20)
-    assert parse_drafter("exit-16") == EarlyExit(16)
-    assert parse_drafter("skip-13-17") == LayerSkip(13, 17)
-    assert kept_layers(LayerSkip(1, 3), 5) == (0, 3, 4)
-    assert kept_layers(EarlyExit(2), 5) == (0, 1)
+    assert parse_drafter("exit-16") == EarlyExit(layers=16)
+    assert parse_drafter("skip-13-17") == LayerSkip(first=13, stop=17)
+    assert kept_layers(LayerSkip(first=1, stop=3), 5) == (0, 3, 4)
+    assert kept_layers(EarlyExit(layers=2), 5) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_early_exit_reads_the_hidden_state_behind_its_layer(tiny):
     tokens = torch.tensor(random_prompts(0, 1, 9, 9))
     hidden = tiny.model(input_ids=tokens, output_hidden_states=True).hidden_states[2]
     wanted = tiny.model.lm_head(tiny.model.model.norm(hidden))
-    got = build_drafter(EarlyExit(2), tiny).model(input_ids=tokens).logits
+    got = build_drafter(EarlyExit(layers=2), tiny).model(input_ids=tokens).logits
     torch.testing.assert_close(got, wanted)
 
 
@@ -88,7 +88,7 @@ def test_parameter_counts_are_those_of_the_formula(tiny):
     assert (info.layers, info.hidden_size, info.heads, info.kv_heads, info.vocabulary) == (4, 32, 4, 2, 97)
     assert info.parameters_non_embedding == 4 * layer + 32
     assert info.parameters == 4 * layer + 32 + embedding
-    skip = build_drafter(LayerSkip(1, 3), tiny).info
+    skip = build_drafter(LayerSkip(first=1, stop=3), tiny).info
     assert skip.parameters_non_embedding == 2 * layer + 32
     assert skip.parameters == 2 * layer + 32 + embedding
     assert (skip.paradigm, skip.layers, skip.deterministic) == ("layer-skip", 2, False)
@@ -111,6 +111,6 @@ def test_untied_heads_are_shared_too():
     model = verifier.model
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone() + 1.0, requires_grad=False)
-    drafter = build_drafter(EarlyExit(2), verifier)
+    drafter = build_drafter(EarlyExit(layers=2), verifier)
     assert drafter.model.lm_head.weight.data_ptr() == model.lm_head.weight.data_ptr()
     assert drafter.model.model.embed_tokens.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()

@@ -11,6 +11,7 @@ from tiny import save_tiny
 import calibration.record as record_module
 from calibration.errors import CalibrationError
 from calibration.job import CalibrationSettings, calibrate, record_timings
+from calibration.timing import TimingGrid
 from calibration.traces import TraceSet
 
 DRAFTERS = ("prompt-lookup", "exit-2", "skip-1-2")
@@ -50,10 +51,9 @@ def test_a_job_gives_a_complete_trace_set(settings, tmp_path):
     stages = []
     traces = calibrate(settings, tmp_path / "out", lambda *step: stages.append(step))
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert [s for s in stages if s[0] == "record"] == [("record", done, 5) for done in (0, 2, 4, 5)]
-    batches = [done for stage, done, _ in stages if stage == "current batch"]
-    assert batches.count(24) >= 3  # twelve tokens written and read, in three batches
-    assert all(0 < done <= 24 for done in batches)
+    done = [done for stage, done, total in stages if stage == "record" and total == 72]
+    assert done == sorted(done)
+    assert {0, 24, 48, 72} <= set(done)  # twelve tokens written and read, in three batches
     sequences, positions = traces.frame("sequences"), traces.frame("positions")
     assert sequences.sequence_id.tolist() == ["p0", "p2", "p4", "p1", "p3"]  # domain by domain
     assert sequences.domain.tolist() == ["a", "a", "a", "b", "b"]
@@ -139,14 +139,12 @@ def test_seeds_matter_when_sampling_and_only_then(settings, tmp_path):
     assert texts(seed=1, **hot) != texts(seed=2, **hot)
 
 
-def test_timings_are_recorded_last_and_can_be_taken_anew(settings, model, tmp_path, monkeypatch):
-    import calibration.timing as timing
-
-    small = timing.TimingGrid((1, 2), (1, 2), (4,), (1,), (3,))
-    monkeypatch.setattr(timing, "TimingGrid", lambda repeats: dataclasses.replace(small, repeats=repeats))
-    first = calibrate(dataclasses.replace(settings, timings=True, timing_repeats=2), tmp_path / "out")
+def test_timings_are_recorded_last_and_can_be_taken_anew(settings, tmp_path):
+    small = TimingGrid((1, 2), (1, 2), (4,), (1,), (3,))
+    settings = dataclasses.replace(settings, timings=True, timing_repeats=2, grid=small)
+    first = calibrate(settings, tmp_path / "out")
     assert first.timings.num_rows == 2 * (1 + 4 + 3 * 2)
-    again = record_timings(tmp_path / "out", verifier=str(model), repeats=3, device="cpu")
+    again = record_timings(dataclasses.replace(settings, timing_repeats=3), tmp_path / "out")
     assert again.timings.num_rows == 3 * (1 + 4 + 3 * 2)
     assert again.manifest.drafter_names == first.manifest.drafter_names
     for table in ("sequences", "positions", "rollouts"):
@@ -154,11 +152,13 @@ def test_timings_are_recorded_last_and_can_be_taken_anew(settings, model, tmp_pa
     assert TraceSet.read(tmp_path / "out").timings.equals(again.timings)
 
 
-def test_timings_of_another_model_are_refused(settings, tmp_path):
+def test_timings_of_other_models_are_refused(settings, tmp_path):
     calibrate(settings, tmp_path / "out")
-    other = save_tiny(tmp_path / "other")
+    other = dataclasses.replace(settings, verifier=str(save_tiny(tmp_path / "other")))
     with pytest.raises(CalibrationError, match=r"verifier: must be .*name='tiny'.* got .*name='other'"):
-        record_timings(tmp_path / "out", verifier=str(other), device="cpu")
+        record_timings(other, tmp_path / "out")
+    with pytest.raises(CalibrationError, match=r"drafters: must be .*, got exit-2$"):
+        record_timings(dataclasses.replace(settings, drafters=("exit-2",)), tmp_path / "out")
 
 
 def test_prompts_longer_than_the_context_are_refused(settings, tmp_path):
@@ -177,5 +177,5 @@ def test_every_faulty_setting_is_named_at_once():
     ]
     with pytest.raises(CalibrationError, match=r"top_p: must be 1 where temperature is 0 \(greedy\), got 0.9"):
         CalibrationSettings(top_p=0.9)
-    with pytest.raises(CalibrationError, match="drafters: must be unique, got exit-2, exit-2"):
+    with pytest.raises(CalibrationError, match=r"drafters: must be unique, got exit-2, exit-2"):
         CalibrationSettings(drafters=("exit-2", "exit-2"))

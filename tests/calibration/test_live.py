@@ -12,8 +12,9 @@ from tiny import random_prompts, tiny_verifier
 
 import calibration.live as live
 from calibration.drafters import build_drafter, parse_drafter
+from calibration.drafters.protocol import Proposal
 from calibration.generate import generate
-from calibration.live import Proposal, Round, leading, speculate, verify
+from calibration.live import Round, leading, speculate, verify
 from calibration.reading import read_together
 from calibration.record import Request, record
 from calibration.sampling import distribution, generator_for
@@ -73,7 +74,7 @@ def test_rounds_stop_with_the_end_token_inside_an_accepted_draft(tiny):
     """A drafter that is the verifier itself is always right; drafts reach over the end, and are cut there."""
     prompts = random_prompts(11, 6)
     twin = build_drafter(parse_drafter("exit-3"), tiny_verifier(1, layers=4))
-    twin = type(twin)(twin.spec, twin.info, tiny.model)
+    twin = type(twin)(twin.info, tiny.model)
     outputs = generate(tiny.model, prompts, GREEDY, 30, ENDS, generator_for(CPU, 0))
     runs = speculate(
         tiny.model,
@@ -103,9 +104,10 @@ def test_greedy_verification_compares_with_the_largest_logit():
     logits = torch.zeros(2, 3, 5)
     logits[:, 0, 3] = logits[:, 1, 1] = logits[:, 2, 4] = 1.0
     proposal = Proposal(torch.tensor([[3, 1], [3, 1]]), torch.tensor([2, 1]), None)
-    accepted, following = verify(logits, proposal, GREEDY, generator_for(CPU, 0))
-    assert accepted.tolist() == [2, 1]  # the second row drafted one token only
-    assert following.tolist() == [4, 1]
+    verdict = verify(logits, proposal, GREEDY, generator_for(CPU, 0))
+    assert verdict.accepted.tolist() == [2, 1]  # the second row drafted one token only
+    assert verdict.nodes.tolist() == [[True, True], [True, False]]
+    assert verdict.following.tolist() == [4, 1]
 
 
 # The output's distribution: vocabulary of 7, so that every continuation of three tokens can be enumerated.

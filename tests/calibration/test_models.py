@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny import save_tiny, tiny_llama
 
+from calibration.drafters import submodel
 from calibration.errors import CalibrationError, MissingExtraError
 from calibration.extras import require
-from calibration.models import choose_device, choose_dtype, load_verifier, make_verifier
+from calibration.models import choose_device, choose_dtype, describe, load_verifier, make_verifier
 
 
 def test_a_local_folder_is_loaded_under_its_own_name(tmp_path):
@@ -101,3 +102,61 @@ def test_jobs_can_be_described_without_torch_and_say_what_is_missing(tmp_path):
     )
     assert done.stdout.strip() == "torch: not installed; pip install 'paceline[calibration]' brings it"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rounding_to_fp8_keeps_the_text_nearly(monkeypatch):
+    """The decoder layers' maps are rounded, with outliers in their inputs; the rest stays as it is."""
+    from calibration.timing.fp8 import Fp8Module
+
+    model = tiny_llama(3, spread=0.2, dtype="bfloat16")
+    tokens = torch.arange(3, 40)[None]
+    before = model(input_ids=tokens).logits.float()
+    weights = sum(p.numel() for p in model.parameters())
+    Fp8Module.put_in_place(model.model.layers)
+    after = model(input_ids=tokens).logits.float()
+    assert (before - after).norm() < 0.3 * before.norm()  # e4m3 has 3 bits of mantissa, four layers add up
+    assert not torch.equal(before, after)
+    info = describe("tiny", model)
+    assert (info.dtype, info.parameters) == ("float8_e4m3fn", weights)
+    cut = submodel(model, (0, 2))
+    assert cut(input_ids=tokens).logits.isfinite().all()
+
+
+def test_fp8_inputs_are_scaled_call_by_call():
+    """An outlier of 1,000, which real activations have, is not clipped."""
+    from calibration.timing.fp8 import Fp8Module
+
+    linear = torch.nn.Linear(64, 32, bias=True, dtype=torch.bfloat16)
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float32).bfloat16()
+    x[:, 7] = 1000.0
+    wanted = linear(x).float()
+    assert (Fp8Module(linear)(x).float() - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_fp8_is_refused_where_the_device_cannot_run_it(tmp_path):
+    save_tiny(tmp_path / "tiny")
+    with pytest.raises(CalibrationError, match=r"verifier 'tiny': fp8 needs a CUDA device"):
+        load_verifier(str(tmp_path / "tiny"), device="cpu", dtype="fp8")
+
+
+def test_a_model_with_accelerate_hooks_can_be_cut(tiny):
+    """As device_map leaves it: hooks that move inputs are bound to their module, so a cut needs hooks of its own."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    tokens = torch.arange(3, 20)[None]
+    plain = submodel(tiny_llama(5), (1, 3))(input_ids=tokens).logits
+    hooked = tiny_llama(5)
+    for module in (hooked.model.embed_tokens, *hooked.model.layers, hooked.model.norm, hooked.lm_head):
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    whole = hooked(input_ids=tokens).logits
+    cut = submodel(hooked, (1, 3))
+    assert torch.equal(cut(input_ids=tokens).logits, plain)
+    assert torch.equal(hooked(input_ids=tokens).logits, whole)
+
+
+def test_device_map_spreads_the_verifier(tmp_path):
+    save_tiny(tmp_path / "tiny")
+    mapped = load_verifier(str(tmp_path / "tiny"), dtype="float32", device_map="cpu")
+    plain = load_verifier(str(tmp_path / "tiny"), dtype="float32", device="cpu")
+    tokens = torch.arange(3, 20)[None]
+    assert torch.equal(mapped.model(input_ids=tokens).logits, plain.model(input_ids=tokens).logits)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from tiny import tiny_verifier
 
-import calibration.timing as timing
+import calibration.timing.loaded as timing
 from calibration.drafters import build_drafter, parse_drafter
-from calibration.timing import Cell, TimingGrid, energy_counter_mj, measure
+from calibration.timing import Cell, TimingGrid, clock, measure
+from calibration.timing.clock import energy_counter_mj
 from calibration.traces import make_table
 
 GRID = TimingGrid(
@@ -66,7 +67,13 @@ def test_the_clock_runs_while_the_model_does_and_not_while_its_cache_is_filled(m
         return fill(*args)
 
     monkeypatch.setattr(timing, "_filled_cache", slow_fill)
-    verifier.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    forward = verifier.model.forward
+
+    def slow_forward(*args, **options):
+        time.sleep(0.02)
+        return forward(*args, **options)
+
+    verifier.model.forward = slow_forward
     grid = TimingGrid((1,), (2,), (4,), (1,), (3,), warmups=1, repeats=5)
     table = measure("tiny", verifier.model, [drafter], grid)
     seconds = {
@@ -98,20 +105,20 @@ def test_a_cpu_has_no_energy_counter():
 def test_energy_is_the_mean_over_a_window_of_steps(monkeypatch):
     """A counter that rises by 7 J with every verify step and by 2 J with every other one."""
     counter = {"mj": 0}
-    forward = timing._forward_step
+    forward = timing.forward_step
 
-    def metered(model, cell):
-        step = forward(model, cell)
+    def metered(*sizes, prefill):
+        step = forward(*sizes, prefill=prefill)
 
         def run():
-            counter["mj"] += 7000 if cell.operation == "verify" else 2000
+            counter["mj"] += 2000 if prefill else 7000
             return step()
 
         return run
 
-    monkeypatch.setattr(timing, "_forward_step", metered)
-    monkeypatch.setattr(timing, "energy_counter_mj", lambda device: lambda: counter["mj"])
-    monkeypatch.setattr(timing, "ENERGY_WINDOW_S", 0.02)
+    monkeypatch.setattr(timing, "forward_step", metered)
+    monkeypatch.setattr(clock, "energy_counter_mj", lambda device: lambda: counter["mj"])
+    monkeypatch.setattr(clock, "ENERGY_WINDOW_S", 0.02)
     grid = TimingGrid((1,), (2,), (4,), (1,), (6,), warmups=1, repeats=2)
     table = measure("tiny", tiny_verifier(0).model, [], grid)
     assert list(zip(table["operation"], table["joules"], strict=True)) == [("prefill", 2.0), ("verify", 7.0)] * 2

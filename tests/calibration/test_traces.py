@@ -32,13 +32,19 @@ def trace_sets(draw: st.DrawFn) -> TraceSet:
         for drafter in drafters:
             for t in range(draw(st.integers(0, 1)) if length > 1 else 0, length):
                 run = draw(st.integers(0, length - t))
+                proposed = draw(st.none() | st.integers(run, 9))
+                numbers = (
+                    None if proposed is None else st.lists(st.integers(1, 9), min_size=proposed, max_size=proposed)
+                )
                 known = mode == "greedy" or draw(st.booleans())
                 row = {
                     "sequence_id": name,
                     "drafter": drafter,
                     "position": t,
                     "run_length": run if known else None,
-                    "proposal_length": draw(st.none() | st.integers(run, 9)),
+                    "proposal_length": proposed,
+                    "proposal_nodes": None if numbers is None else draw(st.none() | numbers),
+                    "draft_layers": None if numbers is None else draw(st.none() | numbers),
                     "accept_probability": draw(PROBABILITY if known else st.floats(0, 1, width=32)),
                     "emitted_rank": draw(st.none() | st.integers(0, 9)),
                     "drafter_confidence": draw(PROBABILITY),
@@ -209,8 +215,8 @@ def _edit_manifest(folder: Path, **changes: object) -> None:
 
 
 def test_newer_schema_is_refused(folder: Path) -> None:
-    _edit_manifest(folder, schema_version=2, brand_new_field=1)
-    with pytest.raises(TraceError, match=r"schema_version must be at most 1, got 2; a newer paceline"):
+    _edit_manifest(folder, schema_version=3, brand_new_field=1)
+    with pytest.raises(TraceError, match=r"schema_version must be at most 2, got 3; a newer paceline"):
         TraceSet.read(folder)
 
 

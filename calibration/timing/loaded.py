@@ -6,20 +6,15 @@ needs it. Wall clock on a CPU, CUDA events on a GPU; energy only where NVML repo
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from calibration.drafters import Drafter, PromptLookup
 from calibration.fetch import Progress
-from calibration.ngram import NgramIndex
-from calibration.surroundings import nvml
+from calibration.timing.clock import energy_j, start_clock
 
-ENERGY_WINDOW_S = 1.0
-"""A device's energy counter ticks slowly: energy is read over a window of repeated steps at least this long."""
+if TYPE_CHECKING:
+    from calibration.drafters.protocol import Drafter
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ def measure(
             seconds = steps[cell]()
             if turn >= grid.warmups:
                 if cell not in joules:
-                    joules[cell] = _energy_j(steps[cell], model.device)
+                    joules[cell] = energy_j(steps[cell], model.device)
                 _append_row(columns, cell, turn - grid.warmups, seconds, joules[cell])
             if progress:
                 progress("time steps", turn * len(cells) + number + 1, rounds * len(cells))
@@ -99,46 +94,42 @@ def _steps(
     cells: Sequence[Cell], models: dict[str, Any], drafters: Sequence[Drafter]
 ) -> dict[Cell, Callable[[], float]]:
     """Give, for every cell, a function that runs it once and returns its seconds."""
-    specs = {d.name: d.spec for d in drafters}
-    models = {**models, **{d.name: d.model for d in drafters if d.model is not None}}
+    import torch
+
+    from calibration.sampling import generator_for
+
+    known = {drafter.name: drafter for drafter in drafters}
     steps: dict[Cell, Callable[[], float]] = {}
     for cell in cells:
-        spec = specs.get(cell.model)
-        if isinstance(spec, PromptLookup):
-            steps[cell] = _lookup_step(spec, cell)
+        if cell.operation == "draft":
+            noise = generator_for(torch.device("cpu"), 0)
+            steps[cell] = known[cell.model].step(cell.batch, cell.context_tokens, noise)
         else:
-            steps[cell] = _forward_step(models[cell.model], cell)
+            sizes = (cell.batch, cell.new_tokens, cell.context_tokens)
+            steps[cell] = forward_step(models[cell.model], *sizes, prefill=cell.operation == "prefill")
     return steps
 
 
-def _lookup_step(spec: PromptLookup, cell: Cell) -> Callable[[], float]:
-    """One round of prompt lookup over the batch: every row takes in one token and proposes."""
-    noise = torch.Generator().manual_seed(0)
-    texts = torch.randint(0, 1000, (cell.batch, cell.context_tokens), generator=noise).tolist()
-    sizes = {"ngram_max": spec.ngram_max, "ngram_min": spec.ngram_min, "max_draft_tokens": spec.max_draft_tokens}
+def forward_step(
+    model: Any, batch: int, new_tokens: int, context_tokens: int, *, prefill: bool = False
+) -> Callable[[], float]:
+    """Give a function that runs one forward pass over a batch once and gives its seconds.
 
-    def step() -> float:
-        rows = [NgramIndex(text, **sizes) for text in texts]
-        begin = time.perf_counter()
-        for row, text in zip(rows, texts, strict=True):
-            row.extend(text[:1])
-            row.propose()
-        return time.perf_counter() - begin
+    The cache is filled with noise, whose values do not matter to the time. Counts are per sequence; a prefill needs
+    the logits of the last token alone.
+    """
+    import torch
 
-    return step
-
-
-def _forward_step(model: Any, cell: Cell) -> Callable[[], float]:
-    """One forward pass of `cell`; the cache is filled with noise, whose values do not matter to the time."""
     device = model.device
-    tokens = torch.full((cell.batch, cell.new_tokens), 7, device=device)
-    last = 1 if cell.operation == "prefill" else 0
+    tokens = torch.full((batch, new_tokens), 7, device=device)
 
     @torch.inference_mode()
     def step() -> float:
-        cache = _filled_cache(model, cell.batch, cell.context_tokens)
-        clock = _start_clock(device)
-        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=last).logits
+        cache = _filled_cache(model, batch, context_tokens)
+        clock = start_clock(device)
+        logits = model(
+            input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1 if prefill else 0
+        ).logits
         logits.argmax(-1)
         return clock()
 
@@ -146,6 +137,7 @@ def _forward_step(model: Any, cell: Cell) -> Callable[[], float]:
 
 
 def _filled_cache(model: Any, batch: int, context_tokens: int) -> Any:
+    import torch
     from transformers import DynamicCache
 
     cache = DynamicCache()
@@ -157,48 +149,3 @@ def _filled_cache(model: Any, batch: int, context_tokens: int) -> Any:
         for layer in range(config.num_hidden_layers):
             cache.update(noise, noise, layer)
     return cache
-
-
-def _start_clock(device: torch.device) -> Callable[[], float]:
-    """Start a clock now; give the function that stops it and returns seconds."""
-    if device.type != "cuda":
-        begin = time.perf_counter()
-        return lambda: time.perf_counter() - begin
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize(device)
-    first.record()
-
-    def stop() -> float:
-        last.record()
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1e3
-
-    return stop
-
-
-def _energy_j(step: Callable[[], float], device: torch.device) -> float | None:
-    """Give the mean joules of one step over a window of `ENERGY_WINDOW_S`, or None where nothing reports them.
-
-    The window includes what stands between two steps (refilling the cache), so short steps come out a little high.
-    """
-    counter = energy_counter_mj(device)
-    if counter is None:
-        return None
-    begin_mj, begin, count = counter(), time.perf_counter(), 0
-    while time.perf_counter() - begin < ENERGY_WINDOW_S:
-        step()
-        count += 1
-    return (counter() - begin_mj) / 1e3 / count
-
-
-def energy_counter_mj(device: torch.device) -> Callable[[], int] | None:
-    """Give a function that reads the total energy of `device` in mJ, or None where NVML cannot say."""
-    library = nvml() if device.type == "cuda" else None
-    if library is None:
-        return None
-    try:
-        handle = library.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        library.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except library.NVMLError:
-        return None
-    return lambda: int(library.nvmlDeviceGetTotalEnergyConsumption(handle))

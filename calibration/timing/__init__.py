@@ -1,0 +1,36 @@
+"""Step times: of loaded models for a TraceSet, and of published shapes with random weights for a timing grid.
+
+`measure` times a verifier and its drafters as they are loaded. `time_shapes` runs a job (`load_timing_job`) that
+times shapes of `SHAPES` with random weights, whole or by their parts, and keeps them as a `StepGrid`: a folder that
+`read_grid` reads, `composed` and `step_times` turn into whole steps, and `to_timings` into a TraceSet's timings.
+Importing this needs no torch; timing does.
+"""
+
+from calibration.timing.cells import StepCell
+from calibration.timing.compose import composed, composing_errors, step_times, to_timings
+from calibration.timing.gridfile import GridManifest, StepGrid, read_grid
+from calibration.timing.jobfile import TimingJob, load_timing_job, parse_timing_job
+from calibration.timing.loaded import Cell, TimingGrid, measure
+from calibration.timing.run import time_shapes
+from calibration.timing.shapes import SHAPES, Shape, get_shape
+
+__all__ = [
+    "SHAPES",
+    "Cell",
+    "GridManifest",
+    "Shape",
+    "StepCell",
+    "StepGrid",
+    "TimingGrid",
+    "TimingJob",
+    "composed",
+    "composing_errors",
+    "get_shape",
+    "load_timing_job",
+    "measure",
+    "parse_timing_job",
+    "read_grid",
+    "step_times",
+    "time_shapes",
+    "to_timings",
+]
