@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from analysis import study
     from calibration import PacelineError, PacelineWarning, TraceSet, bundled, bundled_names
+    from calibration.job import CalibrationSettings
     from calibration.traces.manifest import CostConstants, DrafterCost, LinearCost
     from reports import write_report
     from simulator import RunResult, Scenario, load_scenario, simulate
@@ -110,12 +112,13 @@ def _progress() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(stderr=True), speed_estimate_period=300) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
+                # What an interrupted run had done is not speed: the estimate counts from here.
+                tasks[stage] = bars.add_task(stage, total=total, completed=done)
             bars.update(tasks[stage], completed=done, total=total)
 
         yield advance
@@ -214,12 +217,25 @@ def simulate_command(scenario: str, out: str, replications: int | None, workers:
     click.echo(f"{path}")
 
 
-@main.command("keys")
-def keys_command() -> None:
-    """Print the reference of scenario keys (Markdown)."""
-    from simulator.reference import reference
+_FILES = {
+    "scenario": ("scenario", "simulator", "Scenario"),
+    "calibrate": ("recording job", "calibration.jobfile", "Job"),
+    "distill": ("distillation job", "calibration.distill.jobfile", "DistillJob"),
+    "heads": ("heads job", "calibration.heads.job", "HeadsJob"),
+    "time-shapes": ("timing job", "calibration.timing", "TimingJob"),
+}
+"""Files that a user writes: name -> (what it is called, where its model lives, the model)."""
 
-    click.echo(reference(), nl=False)
+
+@main.command("keys")
+@click.argument("file", default="scenario", type=click.Choice(list(_FILES)))
+def keys_command(file: str) -> None:
+    """Print the reference of the keys of a FILE that you write (Markdown)."""
+    from calibration.reference import reference
+
+    what, module, model = _FILES[file]
+    page = reference(getattr(importlib.import_module(module), model), what, f"paceline keys {file}")
+    click.echo(page, nl=False)
 
 
 @main.command("compare")
@@ -272,11 +288,9 @@ def sweep_command(
 
 
 @main.command()
-@click.argument("verifier")
-@click.option(
-    "--drafter", "drafters", multiple=True, required=True, help="prompt-lookup, exit-L or skip-A-B; repeat."
-)
-@click.option("--out", required=True, help="Folder of the TraceSet to write.")
+@click.argument("what", metavar="JOB.toml|VERIFIER")
+@click.option("--drafter", "drafters", multiple=True, help="prompt-lookup, exit-L or skip-A-B; repeat.")
+@click.option("--out", help="Folder of the TraceSet to write; a job file names its own.")
 @click.option("--domain", "domains", multiple=True, help="Only these bundled domains; repeat.")
 @click.option("--prompts", "prompt_file", type=click.Path(dir_okay=False), help="Your own prompts (.toml or .jsonl).")
 @click.option("--limit", "limit_per_domain", type=click.IntRange(1), help="Prompts per domain.")
@@ -295,26 +309,107 @@ def sweep_command(
 )
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option(
-    "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "fp8"]),
 )
 @click.option("--timings/--no-timings", default=True, show_default=True, help="Time steps over a grid.")
 @click.option("--timing-repeats", default=5, show_default=True, type=click.IntRange(1))
-def calibrate(verifier: str, out: str, **options: Any) -> None:
-    """Record VERIFIER (smollm2-135m, a local folder or a hub name) with its drafters.
+@click.option("--retime", is_flag=True, help="Only take the step times of an existing TraceSet anew.")
+@click.pass_context
+def calibrate(ctx: click.Context, /, what: str, out: str | None, retime: bool, **options: Any) -> None:
+    """Record a verifier with its drafters.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    JOB.toml describes everything (see recipes/ and the README); VERIFIER (smollm2-135m, a local folder or a hub name)
+    with --drafter and --out is the short way for the simplest drafters. An interrupted run goes on where it stopped
+    when the same command is given again.
     """
-    from calibration.job import CalibrationSettings
     from calibration.job import calibrate as record
+    from calibration.job import record_timings
 
+    settings, target = _calibration_job(ctx, what, out, options)
+    with _progress() as progress:
+        if retime:
+            record_timings(settings, target, progress=progress)
+        else:
+            record(settings, target, progress=progress)
+    click.echo(str(target))
+
+
+def _calibration_job(
+    ctx: click.Context, what: str, out: str | None, options: dict[str, Any]
+) -> tuple[CalibrationSettings, Path]:
+    """Give the settings that the command line asks for, and where the TraceSet goes."""
+    from calibration.job import CalibrationSettings
+
+    if what.endswith(".toml"):
+        from calibration.jobfile import load_job
+
+        given = [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            name = given[0].replace("_", "-").removesuffix("s" if given[0] in ("drafters", "domains") else "")
+            raise click.UsageError(f"--{name} belongs to the short way; with a job file, write it there")
+        settings, target = load_job(what, _command())
+        return settings, target if out is None else Path(out)
+    if not options["drafters"] or out is None:
+        raise click.UsageError("without a job file, --drafter and --out must be given")
     chosen = {
         **options,
         "domains": options["domains"] or None,
         "prompt_file": Path(options["prompt_file"]) if options["prompt_file"] else None,
     }
-    settings = CalibrationSettings(verifier=verifier, command=_command(), **chosen)
+    return CalibrationSettings(verifier=what, command=_command(), **chosen), Path(out)
+
+
+@main.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+def distill(job: str) -> None:
+    """Train drafters as JOB (a TOML file) says: students of a verifier, or heads on its states.
+
+    Finished texts and drafters stay, one under way goes on from its last checkpoint when the command is given again.
+    """
+    from calibration.errors import CalibrationError
+    from calibration.tomlfile import read_toml
+
+    if "head" in read_toml(job, CalibrationError):
+        from calibration.heads.job import load_heads_job, run_heads
+
+        heads, out = load_heads_job(job)
+        with _progress() as progress:
+            run_heads(heads, out, progress)
+    else:
+        from calibration.distill.jobfile import load_distill_job
+        from calibration.distill.run import run_distill
+        from calibration.distill.tables import results_table
+
+        students, out = load_distill_job(job)
+        with _progress() as progress:
+            results = run_distill(students, out, progress)
+        _print(results_table(results))
+    click.echo(str(out))
+
+
+@main.command("time-shapes")
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--out", required=True, help="Folder of the step grid to write.")
+def time_shapes_command(job: str, out: str) -> None:
+    """Time steps of published shapes with random weights, as JOB (a TOML file) says.
+
+    Works through the most useful cells first, within the job's budget; the same command goes on where it stopped.
+    """
+    import pyarrow.compute as pc
+
+    from calibration.timing import load_timing_job, time_shapes
+
+    loaded = load_timing_job(job)
     with _progress() as progress:
-        record(settings, Path(out), progress=progress)
+        grid = time_shapes(loaded, out, progress)
+    cells = len(grid.steps.select(["repeat"]).filter(pc.equal(grid.steps["repeat"], 0)))
+    click.echo(f"{cells:,} cells timed, {grid.skipped.num_rows:,} skipped (the table says why)")
+    if not grid.complete:
+        left = sum(group.cells for group in grid.manifest.missing)
+        click.echo(f"{left:,} cells are left: the budget is spent, the same command goes on", err=True)
     click.echo(out)
 
 

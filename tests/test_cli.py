@@ -56,7 +56,7 @@ def test_help_imports_nothing_heavy_and_is_instant() -> None:
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("command", [[], ["traces"], ["traces", "import"], ["simulate"], ["calibrate"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["traces"], ["traces", "import"], ["simulate"], ["calibrate"], ["demo"], ["distill"], ["time-shapes"], ["keys"]])
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -273,3 +273,109 @@ def test_a_sweep_over_an_unknown_key_runs_nothing(scenarios: Path) -> None:
     assert result.exit_code == 1
     assert "did you mean" in result.output
     assert not (scenarios / "c.csv").exists()
+
+
+TINY_JOB = """
+verifier = "tiny"
+out = "pair"
+[prompts]
+file = "mine.jsonl"
+[decoding]
+max_new_tokens = 6
+[timings]
+batches = [1]
+new_tokens = [1]
+contexts = [4]
+prefill_batches = [1]
+prefill_tokens = [3]
+repeats = 1
+[[drafter]]
+kind = "early-exit"
+layers = 2
+[[drafter]]
+kind = "suffix"
+"""
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny verifier, three prompts and a job file, as the working folder."""
+    from tiny import save_tiny
+
+    save_tiny(tmp_path / "tiny")
+    rows = [{"id": f"p{i}", "domain": "a", "text": f"say {i}"} for i in range(8)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "job.toml").write_text(TINY_JOB, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_job_file_is_recorded_and_timed_anew(tiny_folder: Path) -> None:
+    assert run("calibrate", "job.toml").exit_code == 0
+    before = (tiny_folder / "pair" / "positions.parquet").read_bytes()
+    (tiny_folder / "job.toml").write_text(TINY_JOB.replace("repeats = 1", "repeats = 3"), encoding="utf-8")
+    result = run("calibrate", "job.toml", "--retime")
+    assert result.exit_code == 0, result.output
+    assert (tiny_folder / "pair" / "positions.parquet").read_bytes() == before
+    shown = run("traces", "validate", "pair")
+    assert "12 timings" in shown.output, shown.output  # prefill, verify and two drafters, three times
+
+
+def test_the_short_way_and_a_job_file_do_not_mix(tiny_folder: Path) -> None:
+    result = run("calibrate", "job.toml", "--limit", "1")
+    assert result.exit_code == 2
+    assert "--limit-per-domain belongs to the short way; with a job file, write it there" in result.output
+    assert run("calibrate", "tiny").exit_code == 2
+    assert "--drafter and --out must be given" in run("calibrate", "tiny").output
+
+
+def test_a_typo_in_a_job_file_is_told_with_its_place(tiny_folder: Path) -> None:
+    (tiny_folder / "job.toml").write_text(TINY_JOB.replace('"suffix"', '"sufix"'), encoding="utf-8")
+    result = run("calibrate", "job.toml")
+    assert result.exit_code == 1
+    wanted = "Error: job.toml: drafter[1].kind: no such kind, got 'sufix'; did you mean 'suffix'?"
+    assert result.output.splitlines()[0].startswith(wanted)
+
+
+def test_a_student_is_distilled_and_drafts(tiny_folder: Path) -> None:
+    (tiny_folder / "distill.toml").write_text(
+        """
+out = "made"
+[verifier]
+name = "tiny"
+device = "cpu"
+[corpus]
+prompt_file = "mine.jsonl"
+texts_per_domain = 8
+held_out = 2
+max_new_tokens = 12
+[training]
+tokens = 200
+[[student]]
+name = "small"
+shape = { from_layers = [0, 3] }
+""",
+        encoding="utf-8",
+    )
+    result = run("distill", "distill.toml")
+    assert result.exit_code == 0, result.output
+    assert "Tokens per round" in result.output
+    job = TINY_JOB + '[[drafter]]\nkind = "distilled"\npath = "made/students/small"\n'
+    (tiny_folder / "job.toml").write_text(job, encoding="utf-8")
+    assert run("calibrate", "job.toml").exit_code == 0
+    manifest = json.loads((tiny_folder / "pair" / "manifest.json").read_text(encoding="utf-8"))
+    assert [d["name"] for d in manifest["drafters"]] == ["exit-2", "suffix", "small"]
+
+
+def test_shapes_are_timed_and_what_is_left_is_said(tiny_folder: Path) -> None:
+    grid = (
+        "[[grid]]\nshapes = ['tiny']\ndtypes = ['fp32']\ngraphs = [false]\nbatches = [1, 2]\nnew_tokens = [1]\n"
+        "contexts = [4]\n"
+    )
+    (tiny_folder / "t.toml").write_text(f"device = 'cpu'\nrepeats = 1\nbudget_s = 1e-6\n{grid}", encoding="utf-8")
+    first = run("time-shapes", "t.toml", "--out", "grid")
+    assert first.exit_code == 0, first.output
+    assert "1 cells timed" in first.output
+    assert "the budget is spent, the same command goes on" in first.output
+    (tiny_folder / "t.toml").write_text(f"device = 'cpu'\nrepeats = 1\n{grid}", encoding="utf-8")
+    assert "6 cells timed, 0 skipped" in run("time-shapes", "t.toml", "--out", "grid").output

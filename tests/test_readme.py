@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import shlex
 from pathlib import Path
 
@@ -44,11 +45,12 @@ def test_picture_is_there() -> None:
         assert (README.parent / target).read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
 
-def test_scenario_reference_is_fresh() -> None:
-    """`paceline keys > docs/scenario.md` writes it again."""
-    result = CliRunner().invoke(paceline.main, ["keys"])
+@pytest.mark.parametrize("file", ["scenario", "calibrate", "distill", "heads", "time-shapes"])
+def test_reference_is_fresh(file: str) -> None:
+    """`paceline keys FILE > docs/FILE.md` writes it again."""
+    result = CliRunner().invoke(paceline.main, ["keys", file])
     assert result.exit_code == 0
-    assert (README.parent / "docs" / "scenario.md").read_text(encoding="utf-8") == result.output
+    assert (README.parent / "docs" / f"{file}.md").read_text(encoding="utf-8") == result.output
 
 
 def test_scenario_console_and_python_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +81,40 @@ def test_import_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_calibrate_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (command,) = [c for block in blocks("sh")[1:] for c in commands(block) if "calibrate" in c]
-    # As it stands, but for the amount of work: one prompt, few tokens, one repeat of the timings.
-    invoke([*command, "--limit", "1", "--domain", "chat", "--max-new-tokens", "8", "--timing-repeats", "1"])
+    (job,) = [block for block in blocks("toml") if block.startswith("# job.toml")]
+    # As it stands, but for the amount of work: one prompt, few tokens, one repeat of few timings.
+    small = job.replace("limit_per_domain = 4", 'limit_per_domain = 1\ndomains = ["chat"]')
+    small = small.replace("max_new_tokens = 128", "max_new_tokens = 8")
+    small += "\n[timings]\nbatches = [1]\nnew_tokens = [1]\ncontexts = [8]\nprefill_tokens = [8]\nrepeats = 1\n"
+    Path("job.toml").write_text(small, encoding="utf-8")
+    invoke(command)
     invoke(["paceline", "traces", "validate", "traces"])
+
+
+def test_time_shapes_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = [c for block in blocks("sh")[1:] for c in commands(block) if "time-shapes" in c]
+    shutil.copytree(README.parent / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    invoke(command)
+    assert Path("grid/steps.parquet").is_file()
+
+
+def test_recipes_can_be_read() -> None:
+    """Every job file that comes with the package is one that its command accepts."""
+    from calibration.distill.jobfile import load_distill_job
+    from calibration.heads.job import load_heads_job
+    from calibration.jobfile import load_job
+    from calibration.timing import load_timing_job
+
+    readers = {
+        "calibrate": load_job,
+        "distill": load_distill_job,
+        "drafters": load_job,
+        "heads": load_heads_job,
+        "timing": load_timing_job,
+    }
+    files = sorted((README.parent / "recipes").rglob("*.toml"))
+    assert {file.parent.name for file in files} <= set(readers)
+    assert len(files) >= 6
+    for file in files:
+        readers[file.parent.name](file)

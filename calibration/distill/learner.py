@@ -1,0 +1,98 @@
+"""One optimiser step: the divergence of a drafter from the verifier at given positions, and AdamW."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from calibration.distill.batches import Batch
+from calibration.distill.corpus import Text
+from calibration.distill.divergences import divergence
+from calibration.distill.loss_head import LossHead
+from calibration.distill.settings import TrainSettings
+from calibration.distill.trainees import Trainee
+from calibration.models import Verifier
+from calibration.sampling import generator_for
+
+LOSS_POSITIONS = 256
+"""Positions whose distributions are held at once; their gradient is taken before the next ones."""
+
+
+def training_dtype(verifier: Verifier) -> torch.dtype:
+    """Give the dtype of trained weights: float32, or float64 beside a verifier that has it."""
+    return torch.float64 if verifier.model.dtype == torch.float64 else torch.float32
+
+
+class Learner:
+    """A trainee and its optimiser. `texts` are those whose frequent tokens a cut loss keeps."""
+
+    def __init__(self, verifier: Verifier, trainee: Trainee, texts: Sequence[Text], settings: TrainSettings) -> None:
+        self.verifier, self.trainee, self.settings = verifier, trainee, settings
+        dtype = training_dtype(verifier)
+        self._mixed = settings.bfloat16 and dtype == torch.float32
+        for tensor in trainee.weights.values():
+            tensor.requires_grad_(True)
+        matrices = [w for w in trainee.weights.values() if w.ndim > 1]
+        vectors = [w for w in trainee.weights.values() if w.ndim <= 1]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": settings.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.95),
+        )
+        self._divergence = divergence(settings.divergence, settings.jsd_beta)
+        # NOTE: cast once here; autocast would do it anew for every batch (5 % of a step).
+        self._head = LossHead(
+            verifier.model.get_output_embeddings(), texts, settings, torch.bfloat16 if self._mixed else dtype
+        )
+
+    def step(self, batch: Batch, rate: float, *seed: int) -> float:
+        """Take one step at the learning rate `rate`; give the mean divergence per position, of the last exit.
+
+        `seed` is that of the sample of rare tokens.
+        """
+        self.trainee.model.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        with self.precision():
+            exits = self.trainee.states(batch)
+        self._head.draw(generator_for(self.verifier.device, *seed, 1))
+        found = [self.loss(hidden.detach(), batch.states) for hidden in exits]
+        torch.autograd.backward(exits, [gradient for _, gradient in found])
+        torch.nn.utils.clip_grad_norm_(list(self.trainee.weights.values()), self.settings.clip)
+        self.optimiser.step()
+        self.trainee.model.eval()
+        return found[-1][0]
+
+    def loss(self, hidden: Tensor, states: Tensor) -> tuple[float, Tensor]:
+        """Give the mean divergence and its gradient by `hidden` [n, hidden size]; `states` are the verifier's.
+
+        NOTE: a few positions at a time, so that the distributions stay in the cache and memory does not grow with
+        the batch.
+        """
+        gradient = torch.empty_like(hidden)
+        total = 0.0
+        for begin in range(0, len(hidden), LOSS_POSITIONS):
+            mine = slice(begin, begin + LOSS_POSITIONS)
+            q_hidden = hidden[mine].detach().requires_grad_(True)
+            p_logits = self._head.logits(states[mine].to(hidden.dtype))
+            loss = self._divergence(p_logits, self._head.logits(q_hidden)).sum() / len(hidden)
+            (gradient[mine],) = torch.autograd.grad(loss, q_hidden)
+            total += float(loss.detach())
+        return total, gradient
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """Compute matrix products in bfloat16 for a while, where the settings say so."""
+        with torch.autocast(self.verifier.device.type, dtype=torch.bfloat16, enabled=self._mixed):
+            yield
+
+    def rest(self) -> None:
+        """End the training: the weights take no gradient any more."""
+        for tensor in self.trainee.weights.values():
+            tensor.requires_grad_(False)

@@ -1,0 +1,54 @@
+"""Kangaroo: the verifier's first layers and a trained attention-only adapter, with a double early exit.
+
+The first exit is the shallow sub-network itself; the second one stops a draft at the first token whose largest
+probability falls below ``confidence``, and after ``tokens`` tokens.
+
+Source: Liu and others, "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting" (2024); the defaults
+are those of its published code. Two readings of ours: the token that falls below the threshold is not drafted itself,
+and the drafter reads its shallow layers anew rather than from the verifier's cache, which changes cost, not tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from calibration.drafters.distilled import trained_info
+from calibration.drafters.info import DrafterSettings
+from calibration.errors import CalibrationError
+from calibration.models import Verifier
+
+if TYPE_CHECKING:
+    from calibration.drafters.lanes import ModelDrafter
+
+
+class Kangaroo(DrafterSettings):
+    """The adapter in the folder `path`; it stops below `confidence` and after `tokens` drafts."""
+
+    paradigm: ClassVar[str] = "kangaroo"
+    kind: Literal["kangaroo"] = "kangaroo"
+    path: str
+    confidence: Annotated[float, Field(ge=0, le=1)] = 0.6
+    tokens: Annotated[int, Field(ge=1)] = 6
+
+    @property
+    def default_name(self) -> str:
+        """Name where none is given: the folder's."""
+        return Path(self.path).name or self.paradigm
+
+    def build(self, verifier: Verifier) -> ModelDrafter:
+        """Load the adapter; `CalibrationError` where there is none, or it was made for another verifier."""
+        from calibration.distill.kangaroo import KIND, load_kangaroo
+        from calibration.distill.trainees import read_shape
+        from calibration.drafters.folder import load_drafter
+        from calibration.drafters.lanes import ModelDrafter, Stop
+
+        settings, tensors = load_drafter(self.path, KIND, verifier)
+        shape = read_shape(self.path, settings)
+        if shape.kind != "kangaroo":
+            raise CalibrationError(f"{self.path}: shape: must be of kind 'kangaroo', got '{shape.kind}'")
+        model = load_kangaroo(verifier, shape, tensors)
+        info = trained_info(self, model, self.path).model_copy(update={"max_draft_tokens": self.tokens})
+        return ModelDrafter(info, model, stop=Stop(self.confidence, self.tokens))
