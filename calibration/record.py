@@ -25,11 +25,13 @@ import torch
 
 from calibration.drafters.lanes import ModelDrafter
 from calibration.drafters.protocol import Drafter, Drafts, Read, StartDrafter, Tap
+from calibration.errors import CalibrationError
 from calibration.fetch import Advance
 from calibration.generate import Output
 from calibration.reading import Reading, Stats, read_together, run_lengths
-from calibration.recorded_drafts import Columns, IntArray, position_columns, rollout_columns
+from calibration.recorded_drafts import Columns, IntArray, leading_true, position_columns, rollout_columns
 from calibration.rollouts import rollout
+from calibration.sampling import numpy_generator
 from calibration.traces.manifest import DecodingInfo
 
 
@@ -142,10 +144,13 @@ def _lane_drafters(drafters: Sequence[Drafter]) -> dict[str, ModelDrafter]:
     """Collect every lane drafter, parts of others included, by name."""
     found: dict[str, ModelDrafter] = {}
     for drafter in drafters:
-        if isinstance(drafter, ModelDrafter):
-            found[drafter.name] = drafter
-        else:
-            found |= _lane_drafters(cast(StartDrafter, drafter).parts)
+        mine: Mapping[str, Drafter] = {drafter.name: drafter}
+        if not isinstance(drafter, ModelDrafter):
+            mine = _lane_drafters(cast(StartDrafter, drafter).parts)
+        for name, lane in mine.items():
+            if name in found and found[name].info != lane.info:
+                raise CalibrationError(f"drafter '{name}': two different drafters have this name; give one a name")
+            found[name] = cast(ModelDrafter, lane)
     return found
 
 
@@ -203,12 +208,20 @@ def _start_tables(session: _Session, drafter: StartDrafter, read: Read) -> tuple
     info, greedy = drafter.info, session.decoding.mode == "greedy"
     with torch.inference_mode():
         drafts = drafter.drafts(read, info.max_draft_tokens or session.gamma_max, session.generator)
-    mass = read.mass(drafts.tokens[:, 0]) if info.deterministic and drafts.tokens.shape[1] else None
+    mass = _first_mass(read, drafts) if info.deterministic and drafts.tokens.shape[1] else None
     columns = position_columns(
         drafts, read.output_ids, session.generator, deterministic=info.deterministic or greedy, mass=mass
     )
     starts = np.arange(0, len(read.output_ids) if session.rollout_stride else 0, session.rollout_stride or 1)
     return columns, rollout_columns(drafts.at(starts), starts)
+
+
+def _first_mass(read: Read, drafts: Drafts) -> Any:
+    """Give p of the first token proposed at each start, of a tree that of all its first tokens [T]."""
+    if drafts.parents is None:
+        return read.mass(drafts.tokens[:, 0])
+    first = np.where(drafts.parents < 0, drafts.tokens, -1)
+    return np.stack([read.mass(column) for column in first.T[(first >= 0).any(0)]]).sum(0)
 
 
 def _model_tables(
@@ -224,13 +237,32 @@ def _model_tables(
     columns = _model_columns(reading.drafters[drafter.name], row, len(output), session.decoding)
     if free is None:
         return columns, {}
-    if drafter.stop is not None:
-        greedy = session.decoding.mode == "greedy"
-        stopped = position_columns(free, output, session.generator, deterministic=greedy)
+    if drafter.stop is not None and session.decoding.mode == "greedy":
+        stopped = position_columns(free, output, session.generator, deterministic=True)
         columns |= {key: stopped[key] for key in ("run_length", "proposal_length", "accept_probability")}
+    elif drafter.stop is not None:
+        sure = reading.drafters[drafter.name]["confidence"][row, : len(output)] >= drafter.stop.confidence
+        columns |= _stopped_columns(free, run_lengths(sure).astype(np.int64), drafter.stop.tokens, session.generator)
     stride = session.rollout_stride
     keep = np.flatnonzero(starts[: len(free.tokens)] % stride == 0) if stride else starts[:0]
     return columns, rollout_columns(free.at(keep), starts[keep])
+
+
+def _stopped_columns(free: Drafts, sure: IntArray, most: int, generator: torch.Generator) -> Columns:
+    """Give run and proposal lengths of a sampled drafter that stops by itself; `sure` [T]: tokens until it would.
+
+    As long as its drafts are the text, it stops where it would stop on the text: the run lengths, one draw each, are
+    exact in distribution. How long a draft goes on behind its first rejected token is taken from an independent free
+    run: an approximation, which concerns the cost alone.
+    """
+    if free.accept is None:
+        raise ValueError("a sampled drafter must say with which probability its drafts are accepted")
+    limit = np.minimum(sure, most)
+    drawn = leading_true(numpy_generator(generator).random(free.accept.shape) < np.nan_to_num(free.accept))
+    runs = np.minimum(drawn, limit)
+    proposed = np.where(drawn >= limit, limit, np.maximum((free.tokens >= 0).sum(1), runs + 1))
+    first = [value if any_ else None for value, any_ in zip(free.accept[:, 0].tolist(), proposed > 0, strict=True)]
+    return {"run_length": runs.tolist(), "proposal_length": proposed.tolist(), "accept_probability": first}
 
 
 def _free_runs(session: _Session, reading: Reading, drafter: ModelDrafter, starts: IntArray) -> list[Drafts]:

@@ -29,7 +29,7 @@ class Windowed(DrafterSettings):
 
     ``prefill`` says what the prompt's own tokens attend to: ``whole``, everything before them, and keys and values
     are dropped behind the prompt; or ``window``, the same few tokens as later ones. ``memory_queries`` last tokens of
-    the prompt choose the memory block by their attention in layer ``memory_layer`` (from 0; none: the mean of all).
+    the prompt choose the memory block by their attention in layer ``memory_layer`` (from 0; none: the sum over all).
     """
 
     paradigm: ClassVar[str] = "windowed"

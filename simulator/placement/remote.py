@@ -36,7 +36,7 @@ class Remote:
     def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         played = self._serial.play(round_, left, policy, replay)
-        drafted = int(played.drafted.sum())
+        drafted = played.verified_tokens - round_.active
         if drafted == 0:
             return played
         link_s = self._round_trip_s

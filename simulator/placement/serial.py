@@ -16,7 +16,8 @@ class Serial:
 
     drafted = min(what the policy asks for, what the drafter proposes); accepted = min(run length, drafted);
     emitted = min(accepted + 1, output tokens to come). Leviathan et al. 2023, Chen et al. 2023. As exact as the
-    replay that answers it.
+    replay that answers it. Of a drafter that proposes trees, `drafted` is their depth, and all nodes down to it are
+    verified; see `simulator.playback.draft_shapes`.
 
     A policy may have every slot draft ahead and verify a part only (`drafts_ahead`): drafting is priced in full, and
     `drafted` counts what is verified. With a `tree`, every slot drafts and verifies all its nodes. A round in which
@@ -37,14 +38,21 @@ class Serial:
             drafted = np.minimum(drafted, proposals)
         accepted = np.minimum(round_.future_run_length, drafted)
         emitted = np.minimum(accepted + 1, left)
-        tokens = round_.active + int(drafted.sum())
+        shapes = replay.shapes
+        places = None if shapes is None else replay.positions(round_.cursor)
+        verified = drafted if shapes is None or places is None else shapes.verified(places, drafted)
+        tokens = round_.active + int(verified.sum())
         total_context = int(round_.context.sum())
         if ahead is None:
-            draft_s, verify_s = round_.prices.decode_s(drafted if runs else None, round_.context, total_context)
+            share = None if shapes is None or places is None else shapes.shares(places, drafted)
+            draft_s, verify_s = round_.prices.decode_s(
+                drafted if runs else None, round_.context, total_context, verified, share
+            )
             return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens)
         whole = np.full(round_.active, ahead, dtype=np.int64)
         whole = whole if proposals is None else np.minimum(whole, proposals)
-        draft_s, verify_s = round_.prices.partly_verified_s(whole, drafted, round_.context, total_context)
+        share = None if shapes is None or places is None else shapes.shares(places, whole)
+        draft_s, verify_s = round_.prices.partly_verified_s(whole, verified, round_.context, total_context, share)
         extra = {"drafted_ahead": float(whole.sum())}
         return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens, extra)
 

@@ -24,6 +24,7 @@ class ThinnedRuns:
 
     def __init__(self, whole: Replay, lengths: tuple[int, ...], drop: float, seed: int) -> None:
         self.whole = whole
+        self.shapes = whole.shapes
         self._lengths, self._drop, self._seed = lengths, drop, seed
         self._room = Stretches(0)
         self._start: dict[int, int] = {}

@@ -20,6 +20,7 @@ from calibration.traces import DrafterInfo, TraceSet
 from simulator.arrays import FloatArray, IntArray
 from simulator.keys.workload_settings import BLOCK_TOKENS
 from simulator.playback.blocks import Continuation
+from simulator.playback.draft_shapes import SHAPE_COLUMNS, DraftShapes, compile_shapes
 from simulator.playback.stretches import Stretches
 
 COLUMNS = ("run_length", "accept_probability", "proposal_length")
@@ -77,11 +78,13 @@ def select_sequences(
 class Replay(Protocol):
     """What the engine asks. `run_length` excludes the bonus token; both arrays are indexed by cursor.
 
-    `proposal_length` is None where the drafter always proposes as many tokens as asked.
+    `proposal_length` is None where the drafter always proposes as many tokens as asked, `shapes` where its drafts are
+    chains whose tokens all cost the same.
     """
 
     run_length: IntArray
     proposal_length: IntArray | None
+    shapes: DraftShapes | None
     """NOTE: `open` may put longer arrays in their places; do not keep hold of one."""
 
     def open(self, sequence: int, request: int, output_tokens: int | None = None) -> int:
@@ -108,7 +111,12 @@ class RecordedRuns:
     """
 
     def __init__(
-        self, starts: IntArray, run_length: IntArray, proposal_length: IntArray | None, continuation: Continuation
+        self,
+        starts: IntArray,
+        run_length: IntArray,
+        proposal_length: IntArray | None,
+        continuation: Continuation,
+        shapes: DraftShapes | None = None,
     ) -> None:
         self._starts: list[int] = starts.tolist()
         self._continuation = continuation
@@ -117,6 +125,7 @@ class RecordedRuns:
         self._origin = np.arange(self._recorded)
         self.run_length = run_length
         self.proposal_length = proposal_length
+        self.shapes = shapes
 
     def open(self, sequence: int, request: int, output_tokens: int | None = None) -> int:
         """Give the stretch of `sequence`, which all its requests share, or one for a longer output."""
@@ -160,6 +169,7 @@ class DrawnRuns:
         continuation: Continuation,
         slots: int,
         seed: int,
+        shapes: DraftShapes | None = None,
     ) -> None:
         self._probability, self._proposals = probability, proposal_length
         self._continuation, self._seed = continuation, seed
@@ -168,6 +178,7 @@ class DrawnRuns:
         self._origin = np.zeros(room, dtype=np.int64)
         self.run_length = np.zeros(room, dtype=np.int64)
         self.proposal_length = None if proposal_length is None else np.zeros(room, dtype=np.int64)
+        self.shapes = shapes
 
     def open(self, sequence: int, request: int, output_tokens: int | None = None) -> int:
         """Draw the luck of `request` into a free stretch."""
@@ -220,7 +231,7 @@ def compile_replay(
     recorded, and where `longest_draft` goes beyond what the recording can tell.
     """
     info = traces.manifest.drafter(drafter)
-    wanted = traces.positions.select(["sequence_id", "position", *COLUMNS])
+    wanted = traces.positions.select(["sequence_id", "position", *COLUMNS, *SHAPE_COLUMNS])
     table = wanted.filter(pc.equal(traces.positions["drafter"], drafter))
     lengths = np.array(sequences.output_tokens, dtype=np.int64)
     starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
@@ -240,12 +251,13 @@ def compile_replay(
     _check_cap(info, longest_draft, bool(np.isnan(proposals[needed]).any()))
     limits = None if np.isnan(proposals).all() else _whole(proposals, UNLIMITED)
     continuation = Continuation(sequences.domains, starts, lengths, block_tokens, seed)
+    shapes = compile_shapes(info, table, cursor, len(runs))
     if not np.isnan(runs[needed]).any():
-        return RecordedRuns(starts, _whole(runs, 0), limits, continuation)
+        return RecordedRuns(starts, _whole(runs, 0), limits, continuation, shapes)
     missing = needed & np.isnan(probability if traces.manifest.decoding.mode == "sampled" else runs)
     if missing.any():
         raise ReplayError(_hole(info, sequences, starts, int(np.argmax(missing)), traces.manifest.decoding.mode))
-    return DrawnRuns(np.nan_to_num(probability), limits, continuation, slots, seed)
+    return DrawnRuns(np.nan_to_num(probability), limits, continuation, slots, seed, shapes)
 
 
 def _whole(values: FloatArray, missing: int) -> IntArray:

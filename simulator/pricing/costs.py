@@ -19,8 +19,11 @@ from simulator.pricing.fitted import fit_step
 from simulator.scenario import Costs, DrafterCost, Measured, Scenario, Stated, VerifierCost
 
 Number = float | FloatArray | IntArray
-ONE_SHOT = frozenset({"prompt-lookup", "ngram"})
-"""Paradigms that propose a whole draft in one step; a measured step of theirs is the price of a round."""
+ONE_SHOT = frozenset({"prompt-lookup", "ngram", "medusa", "block-head"})
+"""Paradigms that propose a whole draft in one step; a measured step of theirs is the price of a round.
+
+So is that of any drafter without layers that proposes given tokens.
+"""
 
 
 class StepCost(Protocol):
@@ -71,11 +74,18 @@ class DraftPerStep:
     def __init__(self, step: StepCost) -> None:
         self.step = step
 
-    def seconds(self, drafted: IntArray, context: IntArray, verify_s: float) -> tuple[float, bool]:
-        """Give (seconds, whether outside the measured range) of drafting `drafted` tokens per slot."""
+    def seconds(
+        self, drafted: IntArray, context: IntArray, verify_s: float, share: FloatArray | None = None
+    ) -> tuple[float, bool]:
+        """Give (seconds, whether outside the measured range) of drafting `drafted` tokens per slot.
+
+        `share` (slots, steps): the part of a whole step's layers that each token runs, where that varies.
+        """
         longest = int(drafted.max())
         if longest == 0:
             return 0.0, False
+        if share is not None:
+            return self._by_depth(share, context)
         # Slots still drafting, and their context, at steps 0 .. longest-1: all minus those that have finished.
         still = len(drafted) - np.bincount(drafted, minlength=longest + 1).cumsum()[:longest]
         left = np.bincount(drafted, weights=context, minlength=longest + 1).cumsum()[:longest]
@@ -85,6 +95,23 @@ class DraftPerStep:
         first = self.step.outside(float(still[0]), float(still[0]), float(cached[0]))
         last = longest > 1 and self.step.outside(float(still[-1]), float(still[-1]), float(cached[-1]))
         return seconds, first or last
+
+    def _by_depth(self, share: FloatArray, context: IntArray) -> tuple[float, bool]:
+        """Price steps of unequal depth: each band of layers is run by the slots whose token goes that deep.
+
+        A band takes its part of a whole step of these slots: an approximation, see `simulator.playback.draft_shapes`.
+        """
+        seconds, outside, below = 0.0, False, 0.0
+        reached = context[:, None] + np.arange(share.shape[1])
+        for level in np.unique(share[share > 0]).tolist():
+            mine = share >= level
+            steps = np.flatnonzero(mine.any(axis=0))
+            still, cached = mine.sum(axis=0)[steps], np.where(mine, reached, 0).sum(axis=0)[steps]
+            seconds += (level - below) * float(self.step.step_seconds(still, still, cached).sum())
+            edges = ((float(still[j]), float(cached[j])) for j in (0, -1))
+            outside = outside or any(self.step.outside(slots, slots, tokens) for slots, tokens in edges)
+            below = level
+        return seconds, outside
 
 
 class DraftPerRound:
@@ -97,8 +124,10 @@ class DraftPerRound:
         self.tokens = tokens
         """Whether the price counts drafted tokens (constants) or slots (a measured one-shot lookup)."""
 
-    def seconds(self, drafted: IntArray, context: IntArray, verify_s: float) -> tuple[float, bool]:
-        """Give (seconds, whether outside the measured range) of one round."""
+    def seconds(
+        self, drafted: IntArray, context: IntArray, verify_s: float, share: FloatArray | None = None
+    ) -> tuple[float, bool]:
+        """Give (seconds, whether outside the measured range) of one round; `share` changes nothing."""
         batch = len(drafted)
         new, cached = int(drafted.sum()) if self.tokens else batch, int(context.sum())
         return float(self.step.step_seconds(batch, new, cached)), self.step.outside(batch, new, cached)
@@ -113,8 +142,10 @@ class DraftFraction:
         self._cost = cost
         self._source = source
 
-    def seconds(self, drafted: IntArray, context: IntArray, verify_s: float) -> tuple[float, bool]:
-        """Give (seconds, False)."""
+    def seconds(
+        self, drafted: IntArray, context: IntArray, verify_s: float, share: FloatArray | None = None
+    ) -> tuple[float, bool]:
+        """Give (seconds, False); `share` changes nothing."""
         return self._cost.fraction * verify_s, False
 
     @property
@@ -196,25 +227,43 @@ class Prices:
         outside = self.verify.outside(batch, tokens, context_tokens)
         return float(self.verify.step_seconds(batch, tokens, context_tokens)), outside
 
-    def decode_s(self, drafted: IntArray | None, context: IntArray, total_context: int) -> tuple[float, float]:
-        """Give (draft seconds, verifier seconds) of a decode round; `drafted` None where there is no drafter."""
+    def decode_s(
+        self,
+        drafted: IntArray | None,
+        context: IntArray,
+        total_context: int,
+        verified: IntArray | None = None,
+        share: FloatArray | None = None,
+    ) -> tuple[float, float]:
+        """Give (draft seconds, verifier seconds) of a decode round; `drafted` None where there is no drafter.
+
+        `verified`: tokens that are verified per slot, where a draft `drafted` deep is a tree. `share`: see
+        `DraftPerStep`.
+        """
         batch = len(context)
-        tokens = batch if drafted is None else batch + int(drafted.sum())
+        tokens = batch if drafted is None else batch + int((drafted if verified is None else verified).sum())
         verify_s, outside = self.verify_s(batch, tokens, total_context)
         draft_s = 0.0
         if drafted is not None and self.draft is not None:
-            draft_s, beyond = self.draft.seconds(drafted, context, verify_s)
+            draft_s, beyond = self.draft.seconds(drafted, context, verify_s, share)
             outside = outside or beyond
         self.extrapolated_iterations += outside
         return draft_s, verify_s
 
     def partly_verified_s(
-        self, drafted: IntArray, verified: IntArray, context: IntArray, total_context: int
+        self,
+        drafted: IntArray,
+        verified: IntArray,
+        context: IntArray,
+        total_context: int,
+        share: FloatArray | None = None,
     ) -> tuple[float, float]:
         """Give (draft seconds, verifier seconds) of a round that verifies `verified` of the `drafted` tokens only."""
         batch = len(context)
         verify_s, outside = self.verify_s(batch, batch + int(verified.sum()), total_context)
-        draft_s, beyond = (0.0, False) if self.draft is None else self.draft.seconds(drafted, context, verify_s)
+        draft_s, beyond = 0.0, False
+        if self.draft is not None:
+            draft_s, beyond = self.draft.seconds(drafted, context, verify_s, share)
         self.extrapolated_iterations += outside or beyond
         return draft_s, verify_s
 
@@ -296,7 +345,8 @@ def _drafter(cost: DrafterCost | None, traces: TraceSet, name: str) -> DraftCost
     choice, source = _resolve(cost, traces, name), "scenario"
     if isinstance(choice, Measured):
         step = fit_step(traces.timings, name, "draft")
-        return DraftPerRound(step, tokens=False) if info.paradigm in ONE_SHOT else DraftPerStep(step)
+        one_shot = info.paradigm in ONE_SHOT or (info.deterministic and info.layers == 0)
+        return DraftPerRound(step, tokens=False) if one_shot else DraftPerStep(step)
     if isinstance(choice, Stated):
         constants = _constants(traces.manifest)
         source = constants.source

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from simulator.arrays import IntArray
+from simulator.playback.draft_shapes import DraftShapes
 from simulator.pricing.costs import DraftCost, Prices
 from simulator.routing.drafter_choice import Choice, Newcomer
 from simulator.routing.drafter_replay import ManyRuns
@@ -24,6 +25,7 @@ class Door:
 
     def __init__(self, many: ManyRuns, table_tokens: Sequence[int], choice: Choice | None) -> None:
         self.many, self._recorded, self._choice = many, table_tokens, choice
+        self.shapes: DraftShapes | None = None
         self.sequence_at: dict[int, int] = {}
         """The sequence of the trajectory that begins there; of ended ones too, until the place is used again."""
         self._look()
@@ -58,11 +60,12 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What `drafter` drafts in a round: tokens per slot, and the contexts of these slots."""
+    """What `drafter` drafts in a round: tokens per slot, and the contexts and cursors of these slots."""
 
     drafter: int
     tokens: IntArray
     context: IntArray
+    cursor: IntArray
 
 
 class Drafters:
@@ -94,12 +97,21 @@ class Drafters:
         limits = self.many.proposal_length
         return tokens if limits is None else np.minimum(tokens, limits.take(cursor))
 
-    def split(self, row: IntArray, tokens: IntArray, context: IntArray) -> list[Draft]:
+    def split(self, row: IntArray, tokens: IntArray, round_: Round) -> list[Draft]:
         """Give the drafts of the slots in each row."""
+        context, cursor = round_.context, round_.cursor
         if int(row.min()) == int(row.max()):
-            return [Draft(int(row[0]), tokens, context)]
+            return [Draft(int(row[0]), tokens, context, cursor)]
         groups = [(drafter, row == drafter) for drafter in np.unique(row).tolist()]
-        return [Draft(drafter, tokens[mine], context[mine]) for drafter, mine in groups]
+        return [Draft(drafter, tokens[mine], context[mine], cursor[mine]) for drafter, mine in groups]
+
+    def verified(self, row: IntArray, cursor: IntArray, tokens: IntArray) -> IntArray:
+        """Give the tokens verified per slot, each drafted for by its `row`: nodes where drafts are trees."""
+        found = tokens
+        for drafter, part in enumerate(self.many.parts):
+            if part.shapes is not None:
+                found = np.where(row == drafter, self.many.verified(drafter, cursor, tokens), found)
+        return found
 
     def seconds(self, round_: Round, drafts: Sequence[Draft], tokens: int) -> tuple[float, float]:
         """Give (draft seconds, verifier seconds): every drafter in turn, then `tokens` verified in all.
@@ -111,7 +123,9 @@ class Drafters:
         verify_s, outside = prices.verify_s(round_.active, tokens, int(round_.context.sum()))
         draft_s = 0.0
         for draft in drafts:
-            seconds, beyond = self._costs[draft.drafter].seconds(draft.tokens, draft.context, verify_s)
+            shapes = self.many.parts[draft.drafter].shapes
+            share = None if shapes is None else shapes.shares(self.many.positions(draft.cursor), draft.tokens)
+            seconds, beyond = self._costs[draft.drafter].seconds(draft.tokens, draft.context, verify_s, share)
             draft_s += seconds
             outside = outside or beyond
             self.drafted[draft.drafter] += int(draft.tokens.sum())

@@ -28,8 +28,8 @@ def _play(drafters: Drafters, round_: Round, left: IntArray, policy: StoppingPol
     if policy.drafts_ahead is not None:
         whole = drafters.capped(round_.cursor, np.full(round_.active, policy.drafts_ahead, dtype=np.int64))
         extra = {"drafted_ahead": float(whole.sum())}
-    verified = round_.active + int(tokens.sum())
-    draft_s, verify_s = drafters.seconds(round_, drafters.split(row, whole, round_.context), verified)
+    verified = round_.active + int(drafters.verified(row, round_.cursor, tokens).sum())
+    draft_s, verify_s = drafters.seconds(round_, drafters.split(row, whole, round_), verified)
     drafters.note(row, accepted)
     return Played(tokens, accepted, emitted, draft_s, verify_s, draft_s + verify_s, verified, extra)
 
@@ -117,10 +117,10 @@ class ByMeanConfidence:
         accepted = np.minimum(round_.future_run_length, tokens)
         # A drafter drafts in lock step for all slots: to the end where it is kept, the probe elsewhere.
         drafts = [
-            Draft(drafter, np.where(row == drafter, drawn[drafter], steps), round_.context)
+            Draft(drafter, np.where(row == drafter, drawn[drafter], steps), round_.context, round_.cursor)
             for drafter, steps in enumerate(probed)
         ]
-        verified = round_.active + int(tokens.sum())
+        verified = round_.active + int(drafters.verified(row, round_.cursor, tokens).sum())
         draft_s, verify_s = drafters.seconds(round_, drafts, verified)
         drafters.note(row, accepted)
         extra = {"drafted_beside": float(sum(int(draft.tokens.sum()) for draft in drafts) - int(tokens.sum()))}
@@ -155,9 +155,10 @@ class ByUnion:
         matched = np.minimum([view.future_run_length for view in seen], lengths)
         accepted = matched.max(axis=0)
         # Off the text every draft is taken to go its own way.
-        nodes = (lengths - matched).sum(axis=0) + accepted
+        drawn = [drafters.many.verified(d, round_.cursor, tokens) for d, tokens in enumerate(lengths)]
+        nodes = (np.stack(drawn) - matched).sum(axis=0) + accepted
         emitted = np.minimum(accepted + 1, left)
-        drafts = [Draft(drafter, tokens, round_.context) for drafter, tokens in enumerate(lengths)]
+        drafts = [Draft(drafter, tokens, round_.context, round_.cursor) for drafter, tokens in enumerate(lengths)]
         verified = round_.active + int(nodes.sum())
         draft_s, verify_s = drafters.seconds(round_, drafts, verified)
         drafters.note(np.argmax(matched, axis=0), accepted)

@@ -15,6 +15,7 @@ import numpy as np
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.arrays import IntArray
+from simulator.playback.draft_shapes import DraftShapes
 from simulator.playback.replay import UNLIMITED, RecordedRuns, Replay, SequenceTable, compile_replay
 from simulator.playback.stretches import Stretches
 
@@ -35,6 +36,8 @@ class ManyRuns:
         self._starts: list[int] = np.concatenate(([0], np.cumsum(self._lengths)[:-1])).tolist()
         self._room = Stretches(rows * recorded)
         self.run_length: IntArray = np.zeros(rows * recorded, dtype=np.int64)
+        self.shapes: DraftShapes | None = None
+        """Several drafters have no one shape; ask `parts`."""
         limited = any(part.proposal_length is not None for part in parts)
         self.proposal_length: IntArray | None = np.zeros_like(self.run_length) if limited else None
         self._origin, self._stride = np.zeros_like(self.run_length), np.zeros_like(self.run_length)
@@ -86,6 +89,11 @@ class ManyRuns:
         """Give the cursors of the same positions for `drafter`; both may be arrays."""
         cursors: IntArray = cursor + (drafter - self.row[cursor]) * self._stride[cursor]
         return cursors
+
+    def verified(self, drafter: int, cursors: IntArray, drafted: IntArray) -> IntArray:
+        """Give the tokens verified for drafts of `drafter` that are `drafted` deep: nodes where they are trees."""
+        shapes = self.parts[drafter].shapes
+        return drafted if shapes is None else shapes.verified(self.positions(cursors), drafted)
 
     def positions(self, cursors: IntArray) -> IntArray:
         """Give the recorded positions that answer at `cursors`, whoever drafts."""

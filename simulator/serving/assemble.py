@@ -84,7 +84,7 @@ def stations(scenario: Scenario, traces: TraceSet, sequences: SequenceTable, rea
                     scenario=view,
                     traces=own,
                     prices=prices,
-                    limits=_limits(view, own, policy, drafter),
+                    limits=_limits(view, own, policy, drafter, replays[key]),
                     policy=policy,
                     placement=make_placement(view.placement, view.engine.max_num_seqs, policy, prices, replays[key]),
                     replay=replays[key],
@@ -146,8 +146,13 @@ def _same(traces: TraceSet, sequences: SequenceTable, replica: str) -> TraceSet:
     return traces
 
 
-def _limits(view: Scenario, traces: TraceSet, policy: StoppingPolicy | None, drafter: Drafter) -> Limits:
+def _limits(
+    view: Scenario, traces: TraceSet, policy: StoppingPolicy | None, drafter: Drafter, replay: Replay | None = None
+) -> Limits:
     engine: EngineSettings = view.engine
+    ahead = 0 if policy is None else policy.longest_draft
+    if ahead and replay is not None and replay.shapes is not None:
+        ahead = replay.shapes.most(ahead)
     swap_s = None
     if engine.swap_bandwidth_gb_s is not None:
         swap_s = block_bytes(engine, traces.manifest, drafter) / (engine.swap_bandwidth_gb_s * 1e9)
@@ -156,7 +161,7 @@ def _limits(view: Scenario, traces: TraceSet, policy: StoppingPolicy | None, dra
         max_num_batched_tokens=engine.max_num_batched_tokens,
         chunked_prefill=bool(engine.enable_chunked_prefill),
         long_prefill_tokens=engine.long_prefill_token_threshold,
-        lookahead_tokens=0 if policy is None else policy.longest_draft,
+        lookahead_tokens=ahead,
         num_blocks=num_blocks(engine, traces.manifest, drafter),
         block_size=engine.block_size or BLOCK_SIZE,
         prefix_caching=bool(engine.enable_prefix_caching),

@@ -175,11 +175,12 @@ class Engine:
             self._retire(np.flatnonzero(left == 0).tolist())
 
     def _future(self) -> IntArray:
-        """Give the tokens that each request will draft under a policy that knows no longest draft: an oracle."""
+        """Give the tokens that each request will verify under a policy that knows no longest draft: an oracle."""
         assert self._replay is not None
         live = self.scheduler.decoding.live
         runs: IntArray = np.minimum(self._replay.run_length.take(live[CURSOR]), live[LEFT])
-        return runs
+        shapes = self._replay.shapes
+        return runs if shapes is None else shapes.verified(self._replay.positions(live[CURSOR]), runs)
 
     def _round(self, live: IntArray, replay: Replay, prefill_tokens: int) -> Round:
         """Give what is known before a decode round; the arrays are views, whatever comes next changes them."""

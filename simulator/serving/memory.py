@@ -7,9 +7,12 @@ from calibration.traces import DrafterInfo, Manifest
 from calibration.traces.manifest import ModelInfo
 from simulator.keys.engine_settings import BLOCK_SIZE, EngineSettings
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8": 1, "fp8": 1, "int8": 1}
-SHARED = frozenset({"prompt-lookup", "ngram", "early-exit", "layer-skip"})
-"""Paradigms that bring no weights and no KV memory of their own: lookups, and parts of the verifier itself."""
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8": 1, "fp8": 1, "int8": 1}
+SHARED = frozenset({"prompt-lookup", "ngram", "early-exit", "layer-skip", "dynamic-exit", "nested-exits"})
+"""Paradigms that bring no weights and no KV memory of their own: lookups, and parts of the verifier itself.
+
+So do drafters without parameters.
+"""
 
 
 Drafter = str | tuple[str, ...] | None
@@ -56,11 +59,13 @@ def _models(manifest: Manifest, drafter: Drafter) -> list[ModelInfo]:
     models: list[ModelInfo] = [manifest.verifier]
     for name in (drafter,) if isinstance(drafter, str) else drafter or ():
         info: DrafterInfo = manifest.drafter(name)
-        models += [] if info.paradigm in SHARED else [info]
+        models += [] if info.paradigm in SHARED or info.parameters == 0 else [info]
     return models
 
 
 def _kv_bytes(model: ModelInfo) -> float:
+    if model.layers == 0:  # heads that read the verifier's states alone
+        return 0.0
     layers, kv_heads, hidden, heads = (
         _known(model, name, "kv_bytes_per_token") for name in ("layers", "kv_heads", "hidden_size", "heads")
     )
