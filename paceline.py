@@ -335,6 +335,10 @@ def calibrate(ctx: click.Context, /, what: str, out: str | None, retime: bool, *
         else:
             record(settings, target, progress=progress)
     click.echo(str(target))
+    if settings.long_context is not None and not retime:
+        from calibration.long_context_job import long_context_path
+
+        click.echo(str(long_context_path(target)))
 
 
 def _calibration_job(

@@ -1,15 +1,16 @@
-"""A folder that appears whole or not at all."""
+"""Folders and files that appear whole or not at all, and belong to what began them."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from calibration.errors import PacelineError
+from calibration.errors import CalibrationError, PacelineError
 
 
 @contextmanager
@@ -40,3 +41,19 @@ def fresh_folder(
             scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to the file `path`, beside which an older one stays until the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def check_identity(folder: Path, what: str, begun: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuse (`CalibrationError`) to go on as `mine` in a `folder` that holds a `what` begun as something else."""
+    for key in {**mine, **begun}:
+        if begun.get(key) != mine.get(key):
+            rule = f"holds a {what} with {key} = {begun.get(key)!r}"
+            raise CalibrationError(f"{folder}: {rule}, got {mine.get(key)!r}; choose another folder")

@@ -2,7 +2,8 @@
 
 A shard is one batch of prompts. Every finished shard is written at once into ``<out>.partial/``; an interrupted job
 goes on from there, and `out` itself appears whole or not at all. Step times come last, and can be taken anew with
-`record_timings` when the machine is quiet.
+`record_timings` when the machine is quiet. A long-context study, where one is asked for, runs once all shards are
+there; its table lies beside `out` (`calibration.long_context_job`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.errors import CalibrationError
+from calibration.errors import CalibrationError, did_you_mean
 from calibration.extras import require
 from calibration.fetch import Advance, Progress
 from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifier
@@ -25,6 +26,7 @@ from calibration.version import paceline_version
 if TYPE_CHECKING:
     from calibration.drafters.info import DrafterSettings
     from calibration.drafters.protocol import Drafter
+    from calibration.long_context_job import LongContextTable
     from calibration.record import Recording, Request
     from calibration.timing import TimingGrid
 
@@ -34,6 +36,7 @@ _NOT_IDENTITY = (
     "timings",
     "timing_repeats",
     "grid",
+    "long_context",
     "prompt_file",
     "device",
     "dtype",
@@ -50,6 +53,7 @@ class CalibrationSettings:
     and at every how many positions one starts; stride 0 records none). ``command`` is the command line that the
     manifest shows. Drafters are settings, or names that `calibration.drafters.parse_drafter` reads. ``device_map``
     spreads the verifier over several devices. ``grid`` says which steps are timed (None: the standard ones).
+    ``long_context`` is the long-context study of one of the drafters (None: none).
     """
 
     verifier: str = "smollm2-135m"
@@ -70,6 +74,7 @@ class CalibrationSettings:
     dtype: DtypeChoice = "auto"
     device_map: str | None = None
     grid: TimingGrid | None = None
+    long_context: LongContextTable | None = None
     command: str = "calibration.job.calibrate"
 
     def __post_init__(self) -> None:
@@ -90,6 +95,10 @@ class CalibrationSettings:
         names = [d if isinstance(d, str) else d.label for d in self.drafters]
         if len(set(names)) != len(names):
             faults.append(f"drafters: must be unique, got {', '.join(names)}")
+        if self.long_context is not None and self.long_context.drafter not in names:
+            chosen = self.long_context.drafter
+            rule = "must be the name of one of the job's drafters"
+            faults.append(f"long_context.drafter: {rule}, got '{chosen}'{did_you_mean(chosen, names)}")
         if faults:
             raise CalibrationError("\n".join(faults))
 
@@ -108,8 +117,8 @@ def calibrate(settings: CalibrationSettings, out: str | Path, progress: Progress
     """Record the TraceSet that `settings` describe into the folder `out`; give it.
 
     ``progress(stage, done, total)`` is called for the stages "download ..." and "convert ..." (first use of a
-    published verifier), "record" (tokens of every batch, written and read) and "time steps". The same settings and
-    seed on the same machine give the same tables, timings apart, whether interrupted or not.
+    published verifier), "record" (tokens of every batch, written and read), "long contexts" and "time steps". The
+    same settings and seed on the same machine give the same tables, timings apart, whether interrupted or not.
 
     Raises:
         CalibrationError: a setting, model or prompt cannot be used; `out` holds other files; ``<out>.partial`` holds
@@ -123,10 +132,17 @@ def calibrate(settings: CalibrationSettings, out: str | Path, progress: Progress
     files = _prompt_files(settings)
     verifier, drafters = _load(settings, progress)
     requests = _requests(files, verifier, settings)
+    study = None
+    if settings.long_context is not None:
+        from calibration.long_context_job import prepare_study
+
+        study = prepare_study(settings.long_context, verifier, drafters, settings.seed)
     partial = Partial.open(target.with_name(target.name + ".partial"), _identity(settings, files, verifier, drafters))
     shards = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
     _record_shards(settings, verifier, drafters, shards, partial, progress)
     tables = partial.tables(len(shards))
+    if study is not None:
+        study.run(target, progress)
     if settings.timings:
         tables["timings"] = _timings(verifier, drafters, settings, progress)
     manifest = _manifest(settings, files, verifier, drafters, partial.facts(len(shards)))

@@ -17,25 +17,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.kinds import AnyDrafter
 from calibration.errors import CalibrationError
 from calibration.job import CalibrationSettings
+from calibration.long_context_job import LongContextTable
 from calibration.models import DeviceChoice, DtypeChoice
 from calibration.timing.loaded import TimingGrid
-from calibration.tomlfile import FromList, check, read_toml
+from calibration.tomlfile import FromList, Table, check, read_toml
 
 Positive = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Positive, ...], FromList, Field(min_length=1)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ModelTable(_Table):
+class ModelTable(Table):
     """How the verifier is loaded.
 
     ``device`` auto takes a CUDA device where there is one; ``device_map`` ("auto", "balanced" ...) spreads the model
@@ -48,7 +45,7 @@ class ModelTable(_Table):
     device_map: str | None = None
 
 
-class PromptsTable(_Table):
+class PromptsTable(Table):
     """Which prompts: a file of your own (.toml or .jsonl), else the bundled ones; some domains, the first of each."""
 
     file: str | None = None
@@ -56,7 +53,7 @@ class PromptsTable(_Table):
     limit_per_domain: Positive | None = None
 
 
-class DecodingTable(_Table):
+class DecodingTable(Table):
     """How the verifier writes; temperature 0 is greedy."""
 
     max_new_tokens: Positive = 256
@@ -64,7 +61,7 @@ class DecodingTable(_Table):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-class RecordTable(_Table):
+class RecordTable(Table):
     """How the recording goes.
 
     ``batch_size``: prompts of a shard, which an interrupted job does not lose once it is done. ``gamma_max``: longest
@@ -76,7 +73,7 @@ class RecordTable(_Table):
     rollout_stride: Annotated[int, Field(ge=0)] = 8
 
 
-class TimingsTable(_Table):
+class TimingsTable(Table):
     """Which steps are timed, and how often; ``skip = true`` times none. See `calibration.timing.TimingGrid`."""
 
     skip: bool = False
@@ -89,8 +86,11 @@ class TimingsTable(_Table):
     repeats: Positive = TimingGrid.repeats
 
 
-class Job(_Table):
-    """One recording job: a verifier, its drafters, the prompts, and where the TraceSet goes."""
+class Job(Table):
+    """One recording job: a verifier, its drafters, the prompts, and where the TraceSet goes.
+
+    ``long_context`` also measures one drafter after long prompts, under windows; its table goes beside ``out``.
+    """
 
     verifier: str
     out: str
@@ -101,6 +101,7 @@ class Job(_Table):
     record: RecordTable = RecordTable()
     timings: TimingsTable = TimingsTable()
     drafter: Annotated[tuple[AnyDrafter, ...], FromList, Field(min_length=1)]
+    long_context: LongContextTable | None = None
 
     def settings(self, folder: Path, command: str) -> CalibrationSettings:
         """Give the settings of the job; relative paths begin at `folder`."""
@@ -119,6 +120,7 @@ class Job(_Table):
             timings=not self.timings.skip,
             timing_repeats=self.timings.repeats,
             grid=grid,
+            long_context=None if self.long_context is None else self.long_context.placed(folder),
             command=command,
         )
 
@@ -144,7 +146,7 @@ def parse_job(
     root = Path(folder)
     job = check(Job, data, where, CalibrationError)
     try:
-        return job.settings(root, command), root / job.out
+        return job.settings(root, command), Path(os.path.normpath(root / job.out))
     except CalibrationError as fault:
         raise CalibrationError("\n".join(f"{where}: {line}" for line in str(fault).splitlines())) from None
 

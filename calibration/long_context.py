@@ -8,6 +8,7 @@ teacher-forced, once per window, over one and the same cache of the prompt. Matc
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ from calibration.drafters.lanes import ModelDrafter
 from calibration.drafters.memory_block import choose_blocks, received_in
 from calibration.errors import CalibrationError
 from calibration.fetch import Progress
+from calibration.folder import write_whole
 from calibration.generate import generate
 from calibration.lane import Lane, Window
 from calibration.models import Verifier
@@ -46,7 +48,8 @@ class WindowRow:
 
     ``held_tokens``: keys and values that a draft step reads at the end of the prompt. ``positions``: output positions
     measured, x_0 left out, which the prefill gives. ``token_match``: part of them where the drafter's largest logit
-    is the text's. ``mean_run``: mean over them of min(run length, ``gamma``), bonus excluded.
+    is the text's. ``mean_run``: mean over them of min(run length, ``gamma``), bonus excluded. Both are None where
+    there are no positions, because the verifier ended every text with its first token.
     """
 
     context: int
@@ -56,9 +59,9 @@ class WindowRow:
     prefill: str
     held_tokens: int
     positions: int
-    token_match: float
+    token_match: float | None
     gamma: int
-    mean_run: float
+    mean_run: float | None
 
 
 def long_prompt(verifier: Verifier, passages: Sequence[str], tokens: int, rng: np.random.Generator) -> list[int]:
@@ -95,7 +98,8 @@ def window_study(
     """Measure every window after the prompts of every context length (`prompts`: context -> token ids).
 
     One prompt at a time, so that memory is that of one long row. ``queries`` and ``layer`` choose memory blocks as in
-    `Windowed`. `progress` is called with the prompts done.
+    `Windowed`. `progress` is called with the prompts done. `CalibrationError` where prompt and output do not fit into
+    the verifier's positions.
     """
     limit = getattr(verifier.model.config, "max_position_embeddings", None)
     total = sum(map(len, prompts.values()))
@@ -117,11 +121,12 @@ def window_study(
 
 
 def save_windows(rows: Sequence[WindowRow], path: Path | str) -> None:
-    """Write the table as CSV; a whole context has no ``recent``."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [part.name for part in fields(WindowRow)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    """Write the table as CSV, whole or not at all; what is None stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [part.name for part in fields(WindowRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_whole(Path(path), text.getvalue())
 
 
 @torch.inference_mode()
@@ -137,6 +142,8 @@ def _matches(
     """Give the match bits of x_1, x_2, ... of one prompt under every window."""
     greedy, chance = DecodingInfo(mode="greedy"), generator_for(verifier.device, 0)
     text = generate(verifier.model, [prompt], greedy, new_tokens, verifier.end_ids, chance)[0].ids
+    if len(text) < 2:  # x_0 alone, which the prefill gives
+        return [np.zeros(0, dtype=np.bool_) for _ in windows]
     whole = Lane(drafter.model, 1)
     device, count = whole.device, min(queries, len(prompt))
     if len(prompt) > count:
@@ -172,6 +179,7 @@ def _row(context: int, window: WindowChoice, bits: Sequence[NDArray[np.bool_]], 
         if window.recent is None
         else Window(window.sink, window.recent, memory_tokens=window.memory).held(context)
     )
-    match = float(np.concatenate(bits).mean())
+    match = float(np.concatenate(bits).mean()) if len(runs) else None
+    mean_run = float(runs.mean()) if len(runs) else None
     shape = (window.sink, window.recent, window.memory, window.prefill)
-    return WindowRow(context, *shape, held, len(runs), match, gamma, float(runs.mean()))
+    return WindowRow(context, *shape, held, len(runs), match, gamma, mean_run)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.errors import CalibrationError
+from calibration.folder import write_whole
 from calibration.traces import make_table
 
 TABLES = ("sequences", "positions", "rollouts")
@@ -41,8 +42,7 @@ class Partial:
             return cls(folder)
         if folder.exists() and any(folder.iterdir()):
             raise CalibrationError(f"{folder}: must be new or an interrupted job, it holds other files")
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_text(path, json.dumps(identity, indent=2) + "\n")
+        write_whole(path, json.dumps(identity, indent=2) + "\n")
         return cls(folder)
 
     def has(self, shard: int) -> bool:
@@ -80,9 +80,3 @@ class Partial:
 
     def _shard(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:04d}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.rename(path)

@@ -56,7 +56,20 @@ def test_help_imports_nothing_heavy_and_is_instant() -> None:
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("command", [[], ["traces"], ["traces", "import"], ["simulate"], ["calibrate"], ["demo"], ["distill"], ["time-shapes"], ["keys"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["traces"],
+        ["traces", "import"],
+        ["simulate"],
+        ["calibrate"],
+        ["demo"],
+        ["distill"],
+        ["time-shapes"],
+        ["keys"],
+    ],
+)
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0

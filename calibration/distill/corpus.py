@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from calibration.errors import CalibrationError
 from calibration.fetch import Progress
+from calibration.folder import check_identity, write_whole
 from calibration.generate import Output, cut
 from calibration.lane import Lane, pad_left
 from calibration.models import Verifier
@@ -109,6 +110,31 @@ def corpus_decoding(folder: Path | str) -> DecodingInfo:
     return DecodingInfo.model_validate(json.loads(path.read_text(encoding="utf-8"))["decoding"])
 
 
+def find_corpora(folder: Path) -> list[Path]:
+    """Give `folder`, or the corpora in it; `CalibrationError` where there are none."""
+    if (folder / "corpus.json").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/corpus.json"))
+    if not found:
+        raise CalibrationError(f"corpus.folder: must be a corpus or a folder of corpora, got '{folder}'")
+    return found
+
+
+def read_corpora(folders: Sequence[Path]) -> tuple[dict[str, list[Text]], DecodingInfo]:
+    """Read all texts of the corpora in `folders` by domain, and how they were written.
+
+    `CalibrationError` where not all were written alike.
+    """
+    texts: dict[str, list[Text]] = {}
+    decoding = corpus_decoding(folders[0])
+    for folder in folders:
+        if corpus_decoding(folder) != decoding:
+            raise CalibrationError(f"{folder}: must be written as {folders[0]} is, at one temperature")
+        for text in read_corpus(folder):
+            texts.setdefault(text.domain, []).append(text)
+    return texts, decoding
+
+
 @torch.inference_mode()
 def generate_states(
     verifier: Verifier,
@@ -152,18 +178,11 @@ def _identity(
 def _begin(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / "corpus.json"
     if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        for key in identity.keys() | begun.keys():
-            if identity.get(key) != begun.get(key):
-                rule = f"holds a corpus with {key} = {begun.get(key)!r}"
-                raise CalibrationError(f"{folder}: {rule}, got {identity.get(key)!r}; choose another folder")
+        check_identity(folder, "corpus", json.loads(path.read_text(encoding="utf-8")), identity)
         return
     if folder.exists() and any(folder.iterdir()):
         raise CalibrationError(f"{folder}: must be new or a corpus, it holds other files")
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / ".corpus.json.tmp"
-    scratch.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    scratch.rename(path)
+    write_whole(path, json.dumps(identity, indent=2) + "\n")
 
 
 def _check_shard(folder: Path, number: int, prompts: Sequence[Prompt]) -> None:

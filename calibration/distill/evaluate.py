@@ -55,7 +55,7 @@ def evaluate(student: Any, verifier: Verifier, texts: Sequence[Text], decoding: 
         matches.append(match)
         overlaps.append(overlap)
         bounds = np.cumsum([len(text.output_ids) for text in rows])[:-1]
-        rounds += sum(expected_rounds(part, GAMMA) for part in np.split(accept, bounds))
+        rounds += sum(rounds_by_position(part, GAMMA) for part in np.split(accept, bounds))
     match, overlap = np.concatenate(matches), np.concatenate(overlaps)
     emitted = len(match) - len(texts)  # the first token of each text comes from the prefill
     length = emitted / rounds if rounds else 0.0
@@ -69,24 +69,32 @@ def by_domain(
     return {domain: evaluate(student, verifier, mine, decoding) for domain, mine in texts.items()}
 
 
-def expected_rounds(accept: NDArray[np.float64], gamma: int) -> float:
-    """Give the expected number of rounds of `gamma` drafts that commit x_1 .. x_{T-1}.
+def expected_rounds(accept: NDArray[np.float64]) -> float:
+    """Give the expected number of rounds that commit a text of T tokens from its first one on.
 
-    ``accept`` [T]: the probability that the draft of x_t is accepted, independently given the text. A round begins at
-    1; one that begins at t, with j drafts accepted, leads to t + j + 1.
+    ``accept`` [T, K]: from start t, the probability that draft j is accepted, given that the ones before it were;
+    NaN behind the end. A round at t with j accepted drafts leads to t + j + 1.
     """
-    count = len(accept)
-    begins = np.zeros(count + gamma + 1)
-    if count > 1:
-        begins[1] = 1.0
-    for t in range(1, count):
+    count, depth = accept.shape
+    begins = np.zeros(count + depth + 1)
+    begins[0] = 1.0
+    for t in range(count):
         alive = begins[t]
-        for j in range(gamma):
-            a = accept[t + j] if t + j < count else 1.0
+        for j in range(depth):
+            a = accept[t, j] if t + j < count else 1.0
             begins[t + j + 1] += alive * (1 - a)
             alive *= a
-        begins[t + gamma + 1] += alive
+        begins[t + depth + 1] += alive
     return float(begins[:count].sum())
+
+
+def rounds_by_position(accept: NDArray[np.float64], gamma: int) -> float:
+    """Give the expected number of rounds of `gamma` drafts that commit x_1 .. x_{T-1}; the first begins at 1.
+
+    ``accept`` [T]: the probability that the draft of x_t is accepted, independently given the text.
+    """
+    padded = np.concatenate([accept[1:], np.full(gamma, np.nan)])
+    return expected_rounds(np.lib.stride_tricks.sliding_window_view(padded, gamma)[: len(accept) - 1])
 
 
 @torch.inference_mode()

@@ -25,22 +25,18 @@ Every key is checked, and all faults are told at once with their places. Paths a
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
+from calibration.distill.jobtables import Names, TrainingJob, name_faults, overlaid
 from calibration.distill.settings import TrainSettings
 from calibration.distill.shapes import AnyShape, Count
 from calibration.distill.topics import TRAINING_DOMAINS
 from calibration.errors import CalibrationError
-from calibration.models import DeviceChoice, DtypeChoice
-from calibration.tomlfile import FromList, check, read_toml
-
-Names = Annotated[tuple[str, ...], FromList, Field(min_length=1)]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+from calibration.tomlfile import FromList, Table, check, read_toml
 
 
 def _counts(value: Any) -> Any:
@@ -51,20 +47,7 @@ def _counts(value: Any) -> Any:
     return value
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class VerifierTable(_Table):
-    """The verifier, and how it is loaded."""
-
-    name: str = "smollm2-135m"
-    device: DeviceChoice = "auto"
-    dtype: DtypeChoice = "auto"
-    device_map: str | None = None
-
-
-class CorpusTable(_Table):
+class CorpusTable(Table):
     """The training text: corpora that are there already, else what the verifier writes to training prompts.
 
     ``folder``: a corpus, or a folder of corpora; nothing is written then. Else ``domains`` of the training prompts
@@ -111,7 +94,7 @@ class CorpusTable(_Table):
         return limit.get(domain) if isinstance(limit, dict) else limit
 
 
-class StudentTable(_Table):
+class StudentTable(Table):
     """One student: its shape, the domains that it learns from (all where not given), and what it trains otherwise."""
 
     name: str
@@ -120,7 +103,7 @@ class StudentTable(_Table):
     training: TrainSettings | None = None
 
 
-class OnlineTable(_Table):
+class OnlineTable(Table):
     """Online distillation of one of the students under a domain shift; see `calibration.distill.online`.
 
     ``domains``: the stream, phase after phase, ``requests`` texts in each. Every ``interval`` requests the student
@@ -137,11 +120,9 @@ class OnlineTable(_Table):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-class DistillJob(_Table):
+class DistillJob(TrainingJob):
     """One job: a verifier, training text, and students."""
 
-    out: str
-    verifier: VerifierTable = VerifierTable()
     corpus: CorpusTable
     training: TrainSettings = TrainSettings()
     student: Annotated[tuple[StudentTable, ...], FromList, Field(min_length=1)]
@@ -151,11 +132,8 @@ class DistillJob(_Table):
     def _consistent(self) -> Self:
         faults = []
         names = [student.name for student in self.student]
-        for number, (name, student) in enumerate(zip(names, self.student, strict=True)):
-            if not _NAME.fullmatch(name):
-                faults.append(f"student[{number}].name: must be a file name (letters, digits, . _ -), got '{name}'")
-            elif name in names[:number]:
-                faults.append(f"student[{number}].name: must be unique, got '{name}'")
+        for number, student in enumerate(self.student):
+            faults += name_faults("student", names, number)
             known = self.corpus.domains
             faults += [
                 f"student[{number}].domains: must be among the corpus' {', '.join(known)}, got '{domain}'"
@@ -170,9 +148,7 @@ class DistillJob(_Table):
 
     def settings(self, student: StudentTable) -> TrainSettings:
         """Give how `student` is trained: the job's settings, and over them its own."""
-        own = student.training
-        changes = {} if own is None else {name: getattr(own, name) for name in own.model_fields_set}
-        return self.training.model_copy(update=changes)
+        return overlaid(self.training, student.training)
 
 
 def load_distill_job(path: str | os.PathLike[str]) -> tuple[DistillJob, Path]:
@@ -187,12 +163,4 @@ def parse_distill_job(
     data: Mapping[str, Any], *, where: str = "distill job", folder: Path | str = "."
 ) -> tuple[DistillJob, Path]:
     """Give the job in `data` and its output folder; relative paths begin at `folder`."""
-    root = Path(folder).resolve()
-    job = check(DistillJob, data, where, CalibrationError)
-    placed = {key: str(root / value) for key in ("folder", "prompt_file") if (value := getattr(job.corpus, key))}
-    name = job.verifier.name
-    changes = {
-        "corpus": job.corpus.model_copy(update=placed),
-        "verifier": job.verifier.model_copy(update={"name": str(root / name) if (root / name).is_dir() else name}),
-    }
-    return job.model_copy(update=changes), root / job.out
+    return check(DistillJob, data, where, CalibrationError).placed(folder)

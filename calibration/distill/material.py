@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.distill.corpus import Text, corpus_decoding, read_corpus, write_corpus
+from calibration.distill.corpus import Text, find_corpora, read_corpora, read_corpus, write_corpus
 from calibration.distill.jobfile import DistillJob
 from calibration.distill.online import make_stream
 from calibration.distill.topics import TRAINING_DOMAINS, training_prompts
@@ -32,18 +32,15 @@ def gather(job: DistillJob, verifier: Verifier, out: Path, progress: Progress | 
     """Read the text of `job`, writing first what is not there yet; split off what is held out."""
     spec = job.corpus
     if spec.folder is not None:
-        folders = _corpora(Path(spec.folder))
+        folders = find_corpora(Path(spec.folder))
     else:
         folders = [
             write_corpus(verifier, prompts, out / "corpus" / domain, **_writing(job), progress=progress)
             for domain, prompts in _prompts(job).items()
         ]
-    decoding = _one_decoding(folders)
-    texts: dict[str, list[Text]] = {}
-    for text in (text for folder in folders for text in read_corpus(folder)):
-        if spec.domains is None or text.domain in spec.domains:
-            texts.setdefault(text.domain, []).append(text)
-    texts = {domain: mine[: spec.count(domain)] for domain, mine in texts.items()}
+    found, decoding = read_corpora(folders)
+    known = found.keys() if spec.domains is None else spec.domains
+    texts = {domain: mine[: spec.count(domain)] for domain, mine in found.items() if domain in known}
     wanted = {name for student in job.student for name in student.domains or ()} | set(spec.domains or ())
     missing = sorted(wanted - texts.keys())
     if missing:
@@ -94,20 +91,3 @@ def _bundled(
     folder = write_corpus(verifier, prompts, out / "held_out", **writing, progress=progress)
     texts = read_corpus(folder)
     return {domain: [text for text in texts if text.domain == domain] for domain in domains}
-
-
-def _corpora(folder: Path) -> list[Path]:
-    if (folder / "corpus.json").is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob("*/corpus.json"))
-    if not found:
-        raise CalibrationError(f"corpus.folder: must be a corpus or a folder of corpora, got '{folder}'")
-    return found
-
-
-def _one_decoding(folders: Sequence[Path]) -> DecodingInfo:
-    kinds = [corpus_decoding(folder) for folder in folders]
-    odd = [folder for folder, kind in zip(folders, kinds, strict=True) if kind != kinds[0]]
-    if odd:
-        raise CalibrationError(f"{odd[0]}: must be written as {folders[0]} is, at one temperature")
-    return kinds[0]

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from calibration.distill.trainees import load_trained
 from calibration.drafters.folder import read_about
 from calibration.errors import CalibrationError
 from calibration.fetch import Progress
-from calibration.models import Verifier, load_verifier
+from calibration.folder import write_whole
+from calibration.models import Verifier
 
 CURVE_TEXTS = 16
 """Held-out texts on which a learning curve is measured, drawn evenly from the student's domains."""
@@ -56,12 +56,7 @@ def run_distill(job: DistillJob, out: Path | str, progress: Progress | None = No
     Text shards and students that are finished stay; a student under way goes on from its last checkpoint.
     `CalibrationError` where the job does not fit what the folder holds.
     """
-    target = Path(out)
-    table = job.verifier
-    verifier = load_verifier(
-        table.name, device=table.device, dtype=table.dtype, device_map=table.device_map, progress=progress
-    )
-    return distill_all(job, verifier, target, progress)
+    return distill_all(job, job.verifier.load(progress), Path(out), progress)
 
 
 def distill_all(
@@ -95,8 +90,8 @@ def write_results(results: Sequence[StudentResult], out: Path) -> None:
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _replace(out / "results.csv", text.getvalue())
-    _replace(out / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    write_whole(out / "results.csv", text.getvalue())
+    write_whole(out / "results.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
 
 
 def _one(
@@ -154,9 +149,9 @@ def _online(
     if about.is_file() and json.loads(about.read_text(encoding="utf-8")) == identity:
         return
     served = serve(verifier, folder, material.stream, material.decoding, spec, job.settings(student), progress)
-    _replace(out / "online.csv", online_csv(served))
-    _replace(out / "shifts.csv", online_csv(shifts(served)))
-    _replace(about, json.dumps(identity, indent=2) + "\n")
+    write_whole(out / "online.csv", online_csv(served))
+    write_whole(out / "shifts.csv", online_csv(shifts(served)))
+    write_whole(about, json.dumps(identity, indent=2) + "\n")
 
 
 def _quality(folder: Path, verifier: Verifier, material: Material, progress: Progress | None) -> dict[str, Quality]:
@@ -171,17 +166,10 @@ def _quality(folder: Path, verifier: Verifier, material: Material, progress: Pro
     student, _ = load_trained(folder, verifier)
     found = by_domain(student, verifier, material.held_out, material.decoding)
     about = {"held_out": identity, "quality": {domain: quality.row() for domain, quality in found.items()}}
-    _replace(path, json.dumps(about, indent=2) + "\n")
+    write_whole(path, json.dumps(about, indent=2) + "\n")
     return found
 
 
 def _text_hash(texts: Mapping[str, Sequence[Text]]) -> str:
     ids = [[domain, [[t.prompt_ids, t.output_ids] for t in mine]] for domain, mine in texts.items()]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)

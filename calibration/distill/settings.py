@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from calibration.distill.shapes import Count
+from calibration.tomlfile import Table
 
 DivergenceName = Literal["fkl", "rkl", "jsd", "tvd", "tvd++"]
 """What `calibration.distill.divergences` has."""
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Table):
     """One training run.
 
     ``tokens``: the budget, in output tokens learnt from (texts come again where the corpus is smaller).
@@ -26,7 +27,6 @@ class TrainSettings(BaseModel):
     ``warmup`` of the budget and falls along a cosine to a twentieth.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     tokens: Count = 500_000
     divergence: DivergenceName = "fkl"
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5

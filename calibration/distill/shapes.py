@@ -5,18 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
-from calibration.tomlfile import FromList
+from calibration.tomlfile import FromList, Table
 
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class LayersShape(_Shape):
+class LayersShape(Table):
     """Which decoder layers a student has; embedding, head and hidden size are the verifier's.
 
     Either ``from_layers``: copies of these layers of the verifier (counted from 0), which are trained on. Or
@@ -71,7 +67,7 @@ class NestedShape(LayersShape):
         return self
 
 
-class KangarooShape(_Shape):
+class KangarooShape(Table):
     """The verifier's own first ``exit_layer`` layers, shared and frozen, an adapter, and the verifier's head.
 
     The adapter is a norm, an attention (begun as the verifier's next one), and a norm of its own before the head.

@@ -90,7 +90,8 @@ class Read:
     """One request as the recording pass saw it.
 
     ``states`` per tap: the verifier's state after each token of prompt + output but the last
-    [P + T - 1, hidden size]. ``chains``: what the lane drafters among the drafter's parts draft from every start, by name.
+    [P + T - 1, hidden size]. ``chains``: what the lane drafters among the drafter's parts draft from every start, by
+    name.
     """
 
     verifier: Any
@@ -121,8 +122,9 @@ class Drafts:
     ``parents`` None: chains; else as in `Proposal`. ``confidence``, ``entropy`` [T, N]: the drafter's, NaN behind the
     last. ``layers`` [T, N]: decoder layers run for each draft, where that varies. ``accept`` [T, N]: sampled chains
     with a q of their own: min(1, q/p) of x_{t+j} at draft j (from 0), given that the drafts before it are the text;
-    NaN where the text has ended. ``runs`` [T]: how many drafts are accepted, where the drafts were drawn together with
-    that (see `calibration.drafters.exits`). ``rank``, ``overlap`` [T]: rank of x_t and sum of min(p, q) at the first draft.
+    NaN where the text has ended. ``runs`` [T]: how many drafts are accepted, where the drafts were drawn together
+    with that (see `calibration.drafters.exits`). ``rank``, ``overlap`` [T]: rank of x_t and sum of min(p, q) at the
+    first draft.
     """
 
     tokens: NDArray[np.int32]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.distill.corpus import Text
+from calibration.distill.evaluate import expected_rounds
 from calibration.heads.batches import PairBatch, PairReader
 from calibration.heads.networks import Head
 from calibration.sampling import processed
@@ -54,25 +55,6 @@ def evaluate_head(
     by_depth = np.nanmean(np.concatenate(matches), axis=0)
     per_round = emitted / rounds if rounds else 0.0
     return HeadQuality(tuple(by_depth.tolist()), per_round, sum(len(text.output_ids) for text in texts))
-
-
-def expected_rounds(accept: NDArray[np.float64]) -> float:
-    """Give the expected number of rounds that commit a text of T tokens from its first one on.
-
-    ``accept`` [T, K]: from start t, the probability that draft j is accepted, given that the ones before it were;
-    NaN behind the end. A round at t with j accepted drafts leads to t + j + 1.
-    """
-    count, depth = accept.shape
-    begins = np.zeros(count + depth + 1)
-    begins[0] = 1.0
-    for t in range(count):
-        alive = begins[t]
-        for j in range(depth):
-            a = accept[t, j] if t + j < count else 1.0
-            begins[t + j + 1] += alive * (1 - a)
-            alive *= a
-        begins[t + depth + 1] += alive
-    return float(begins[:count].sum())
 
 
 def _measured(

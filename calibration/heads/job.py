@@ -19,33 +19,27 @@ Every key is checked, and all faults are told at once with their places. Paths a
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from calibration.distill.jobfile import Names, VerifierTable
+from calibration.distill.jobtables import Names, TrainingJob, name_faults, overlaid
+from calibration.distill.shapes import Count
 from calibration.errors import CalibrationError
 from calibration.fetch import Progress
 from calibration.heads.settings import HeadSettings
-from calibration.heads.shape import Count, HeadKind, HeadShape
-from calibration.models import Verifier, load_verifier
-from calibration.tomlfile import FromList, check, read_toml
+from calibration.heads.shape import HeadKind, HeadShape
+from calibration.models import Verifier
+from calibration.tomlfile import FromList, Table, check, read_toml
 from calibration.traces.manifest import DecodingInfo
 
 if TYPE_CHECKING:
     from calibration.distill.corpus import Text
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class TextTable(_Table):
+class TextTable(Table):
     """The training text: a corpus that `calibration.distill.corpus.write_corpus` wrote, or a folder of them.
 
     ``domains`` None takes all, ``texts_per_domain`` limits each. The first ``held_out`` texts of each domain are kept
@@ -58,7 +52,7 @@ class TextTable(_Table):
     held_out: Count = 2
 
 
-class HeadTable(_Table):
+class HeadTable(Table):
     """One head: its folder's name, its kind and shape, and what it trains otherwise than ``[training]`` says."""
 
     name: str
@@ -67,11 +61,9 @@ class HeadTable(_Table):
     training: HeadSettings | None = None
 
 
-class HeadsJob(_Table):
+class HeadsJob(TrainingJob):
     """One job: a verifier, training text, and heads."""
 
-    out: str
-    verifier: VerifierTable = VerifierTable()
     corpus: TextTable
     training: HeadSettings = HeadSettings()
     head: Annotated[tuple[HeadTable, ...], FromList, Field(min_length=1)]
@@ -81,11 +73,7 @@ class HeadsJob(_Table):
         faults = []
         names = [head.name for head in self.head]
         for number, head in enumerate(self.head):
-            if not _NAME.fullmatch(head.name):
-                rule = "must be a file name (letters, digits, . _ -)"
-                faults.append(f"head[{number}].name: {rule}, got '{head.name}'")
-            elif head.name in names[:number]:
-                faults.append(f"head[{number}].name: must be unique, got '{head.name}'")
+            faults += name_faults("head", names, number)
             try:
                 head.shape.checked(head.kind)
             except CalibrationError as fault:
@@ -96,9 +84,7 @@ class HeadsJob(_Table):
 
     def settings(self, head: HeadTable) -> HeadSettings:
         """Give how `head` is trained: the job's settings, and over them its own."""
-        own = head.training
-        changes = {} if own is None else {name: getattr(own, name) for name in own.model_fields_set}
-        return self.training.model_copy(update=changes)
+        return overlaid(self.training, head.training)
 
 
 def load_heads_job(path: str | os.PathLike[str]) -> tuple[HeadsJob, Path]:
@@ -113,14 +99,7 @@ def parse_heads_job(
     data: Mapping[str, Any], *, where: str = "heads job", folder: Path | str = "."
 ) -> tuple[HeadsJob, Path]:
     """Give the job in `data` and its output folder; relative paths begin at `folder`."""
-    root = Path(folder).resolve()
-    job = check(HeadsJob, data, where, CalibrationError)
-    name = job.verifier.name
-    changes = {
-        "corpus": job.corpus.model_copy(update={"folder": str(root / job.corpus.folder)}),
-        "verifier": job.verifier.model_copy(update={"name": str(root / name) if (root / name).is_dir() else name}),
-    }
-    return job.model_copy(update=changes), root / job.out
+    return check(HeadsJob, data, where, CalibrationError).placed(folder)
 
 
 def run_heads(job: HeadsJob, out: Path | str, progress: Progress | None = None) -> list[Path]:
@@ -129,11 +108,7 @@ def run_heads(job: HeadsJob, out: Path | str, progress: Progress | None = None) 
     Finished heads stay; one under way goes on from its last checkpoint. `CalibrationError` where the job does not fit
     what the folder holds.
     """
-    table = job.verifier
-    verifier = load_verifier(
-        table.name, device=table.device, dtype=table.dtype, device_map=table.device_map, progress=progress
-    )
-    return train_all(job, verifier, Path(out), progress)
+    return train_all(job, job.verifier.load(progress), Path(out), progress)
 
 
 def train_all(job: HeadsJob, verifier: Verifier, out: Path, progress: Progress | None = None) -> list[Path]:
@@ -157,19 +132,10 @@ def read_texts(table: TextTable, verifier: Verifier) -> tuple[list[Text], list[T
 
     `CalibrationError` where there are none, not all were written alike, or the states are of another size.
     """
-    from calibration.distill.corpus import corpus_decoding, read_corpus
+    from calibration.distill.corpus import find_corpora, read_corpora
 
     folder = Path(table.folder)
-    found = [folder] if (folder / "corpus.json").is_file() else sorted(p.parent for p in folder.glob("*/corpus.json"))
-    if not found:
-        raise CalibrationError(f"corpus.folder: must be a corpus or a folder of corpora, got '{folder}'")
-    decoding = corpus_decoding(found[0])
-    by_domain: dict[str, list[Text]] = {}
-    for part in found:
-        if corpus_decoding(part) != decoding:
-            raise CalibrationError(f"{part}: must be written as {found[0]} is, at one temperature")
-        for text in read_corpus(part):
-            by_domain.setdefault(text.domain, []).append(text)
+    by_domain, decoding = read_corpora(find_corpora(folder))
     texts: list[Text] = []
     held_out: list[Text] = []
     for domain in table.domains or tuple(by_domain):

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from calibration.distill.settings import TrainSettings
-from calibration.heads.shape import Count
+from calibration.distill.shapes import Count
 
 
 class HeadSettings(TrainSettings):

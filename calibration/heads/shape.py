@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from calibration.distill.shapes import Count
 from calibration.errors import CalibrationError
+from calibration.tomlfile import Table
 
 if TYPE_CHECKING:
     from calibration.models import Verifier
@@ -19,10 +21,8 @@ HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 PARADIGMS: dict[HeadKind, str] = {"medusa": "medusa", "eagle": "eagle", "block": "block-head"}
 """What a manifest calls each of them."""
 
-Count = Annotated[int, Field(ge=1)]
 
-
-class HeadShape(BaseModel):
+class HeadShape(Table):
     """Sizes of one head; its hidden size, embedding and LM head are the verifier's.
 
     ``tokens``: how many drafts it is trained for. Medusa has one head for each, a block one query for each, and these
@@ -31,7 +31,6 @@ class HeadShape(BaseModel):
     verifier's where not given.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     tokens: Count = 4
     layers: Count = 1
     heads: Count | None = None

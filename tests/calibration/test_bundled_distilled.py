@@ -35,8 +35,11 @@ def tokens_per_round(traces: TraceSet) -> pd.DataFrame:
         while t < len(runs):
             t, rounds = t + min(int(runs[t]), 4) + 1, rounds + 1
         rows.setdefault((str(drafter), str(domains[sequence])), []).append((len(runs) - 1, rounds))
-    ratio = {key: np.sum(values, 0)[0] / np.sum(values, 0)[1] for key, values in rows.items()}
-    return pd.Series(ratio).unstack()
+    table: dict[str, dict[str, float]] = {}
+    for (drafter, domain), values in rows.items():
+        tokens, rounds = np.sum(values, 0)
+        table.setdefault(domain, {})[drafter] = tokens / rounds
+    return pd.DataFrame(table)
 
 
 def test_it_is_small_and_has_its_recipe_beside_it() -> None:

@@ -14,7 +14,7 @@ from tiny import save_tiny, tiny_verifier
 
 import calibration.distill.run as run_module
 from calibration.distill.corpus import corpus_decoding
-from calibration.distill.evaluate import evaluate, expected_rounds
+from calibration.distill.evaluate import evaluate, rounds_by_position
 from calibration.distill.jobfile import OnlineTable, load_distill_job, parse_distill_job
 from calibration.distill.material import gather
 from calibration.distill.online import Buffer, Served, make_stream, rejected, serve, shifts
@@ -260,7 +260,7 @@ def test_rejections_are_those_of_live_rounds():
     accept = rng.random(15)
     counts = [len(rejected(accept, 3, rng)) for _ in range(4000)]
     # A round either rejects or drafts to its end: rejections are rounds less those that were accepted in full.
-    assert 0 < np.mean(counts) < expected_rounds(accept, 3)
+    assert 0 < np.mean(counts) < rounds_by_position(accept, 3)
 
 
 def test_the_buffer_keeps_the_last_rejections(verifier, tmp_path):

@@ -15,7 +15,7 @@ import calibration.distill.learner as learner_module
 from calibration.distill.batches import collate, epoch_order, frequent_tokens
 from calibration.distill.corpus import corpus_decoding
 from calibration.distill.divergences import divergence, forward_kl
-from calibration.distill.evaluate import evaluate, expected_rounds, final_states
+from calibration.distill.evaluate import evaluate, final_states, rounds_by_position
 from calibration.distill.learner import Learner
 from calibration.distill.loss_head import LossHead
 from calibration.distill.settings import TrainSettings
@@ -131,6 +131,7 @@ def test_a_checkpoint_of_another_training_is_refused(verifier, corpus, tmp_path)
     texts, decoding = corpus
     args = (texts[8:], texts[:8], decoding)
     run = Training(verifier, StudentShape(layers=1), *args, FAST, tmp_path / "s")
+    run.state.curve.append({"tokens": 0})
     run._save()
     other = Training(verifier, StudentShape(layers=2), *args, FAST, tmp_path / "s")
     with pytest.raises(CalibrationError, match=r"holds a training with shape = .*'layers': 1"):
@@ -247,7 +248,7 @@ def test_quality_is_that_of_plain_passes(verifier, corpus):
         matches += (logits[0].argmax(-1) == logits[1].argmax(-1)).tolist()
         overlaps += torch.minimum(p, q).sum(-1).tolist()
         at = torch.arange(len(text.output_ids)), torch.tensor(text.output_ids)
-        rounds += expected_rounds((q[at] / p[at]).clamp(max=1).double().numpy(), 4)
+        rounds += rounds_by_position((q[at] / p[at]).clamp(max=1).double().numpy(), 4)
     assert found.match == pytest.approx(np.mean(matches), abs=0.02)
     assert found.overlap == pytest.approx(np.mean(overlaps), abs=1e-3)
     assert found.tokens_per_round == pytest.approx((len(matches) - 9) / rounds, abs=1e-3)
@@ -268,10 +269,10 @@ def test_expected_rounds_are_those_of_a_simulation(gamma):
                 run += 1
             t, rounds = t + run + 1, rounds + 1
         counts.append(rounds)
-    assert expected_rounds(accept, gamma) == pytest.approx(np.mean(counts), abs=4 * np.std(counts) / 20_000**0.5)
-    assert expected_rounds(np.ones(12), 4) == 3.0  # rounds at 1, 6, 11
-    assert expected_rounds(np.zeros(12), 4) == 11.0
-    assert expected_rounds(np.ones(1), 4) == 0.0
+    assert rounds_by_position(accept, gamma) == pytest.approx(np.mean(counts), abs=4 * np.std(counts) / 20_000**0.5)
+    assert rounds_by_position(np.ones(12), 4) == 3.0  # rounds at 1, 6, 11
+    assert rounds_by_position(np.zeros(12), 4) == 11.0
+    assert rounds_by_position(np.ones(1), 4) == 0.0
 
 
 def test_prompts_are_context_and_padding_is_never_seen(verifier, corpus):

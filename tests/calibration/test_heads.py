@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from heads_made import KINDS, built_head, random_head, written_texts
+from replayed import recorded, rows_of, walk, written
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
@@ -22,7 +23,7 @@ from calibration.heads.check import check_depths
 from calibration.heads.settings import HeadSettings
 from calibration.heads.shape import HeadShape
 from calibration.heads.train import train_head
-from calibration.live import Round, speculate
+from calibration.live import speculate
 from calibration.record import Request, record
 from calibration.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo
@@ -178,6 +179,16 @@ def test_the_depth_check_compares_packed_and_step_by_step(tiny, random_heads, ki
         check_depths(random_heads[kind], read, 4, [17])
 
 
+def test_a_trained_eagle_head_drafts_packed_what_it_drafts_step_by_step(tiny, heads):
+    """From every start of the verifier's own text, twice as deep as the head was trained for."""
+    text = written_texts(tiny, 1, 20, GREEDY, seed=8, low=3)[0]
+    count = len(text.output_ids)
+    read = read_of(tiny, text.prompt_ids, text.output_ids, GREEDY)
+    checks = check_depths(heads["eagle"], read, 6, range(count))
+    assert [(c.depth, c.starts, c.agreeing) for c in checks] == [(d, count, count) for d in range(1, 7)]
+    assert max(c.difference for c in checks) < 1e-9
+
+
 def test_the_depth_check_notices_a_branch_that_sees_too_much(tiny, random_heads, monkeypatch):
     ids = random_prompts(5, 1, 20, 20)[0]
     read = read_of(tiny, ids[:3], ids[3:], GREEDY)
@@ -196,30 +207,12 @@ def test_the_depth_check_notices_a_branch_that_sees_too_much(tiny, random_heads,
 # Live against replay.
 
 
-def replay(columns, sequence, gamma, output_tokens):
-    """Walk the recorded run lengths as the convention says: nothing of the live loop is used."""
-    pick = [i for i, name in enumerate(columns["sequence_id"]) if name == sequence]
-    runs = [columns["run_length"][i] for i in pick]
-    proposals = [columns["proposal_length"][i] for i in pick]
-    rounds, t = [], 1
-    while t < output_tokens:
-        drafted = min(gamma, proposals[t])
-        accepted = min(runs[t], drafted)
-        emitted = min(accepted + 1, output_tokens - t)
-        rounds.append(Round(t, drafted, accepted, emitted))
-        t += emitted
-    return tuple(rounds)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_rounds_are_those_of_the_replay(tiny, heads, kind):
     prompts = random_prompts(15, 8, low=1, high=6)
     assert {1, 2} <= {len(prompt) for prompt in prompts}
-    outputs = generate(tiny.model, prompts, GREEDY, 30, ENDS, generator_for(CPU, 0))
-    requests = [Request(f"r{i}", "chat", tuple(p)) for i, p in enumerate(prompts)]
-    trace = record(
-        tiny.model, [heads[kind]], requests, outputs, GREEDY, generator_for(CPU, 0), gamma_max=8, rollout_stride=4
-    )
+    outputs = written(tiny, GREEDY, prompts, 30)
+    trace = recorded(tiny, [heads[kind]], prompts, outputs, GREEDY, stride=4)
     accepted = []
     for gamma in (1, 2, 4, 8):
         runs = speculate(
@@ -234,7 +227,7 @@ def test_greedy_rounds_are_those_of_the_replay(tiny, heads, kind):
         )
         for row, (run, output) in enumerate(zip(runs, outputs, strict=True)):
             assert run.ids == output.ids
-            assert run.rounds == replay(trace.positions, f"r{row}", gamma, len(output.ids))
+            assert run.rounds == walk(rows_of(trace.positions, f"r{row}", heads[kind].name), gamma)
             accepted += [r.accepted for r in run.rounds]
     assert {0, 1, 2} <= set(accepted)
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from tiny import save_tiny, tiny_verifier
 
 from calibration.distill.corpus import write_corpus
-from calibration.distill.evaluate import expected_rounds as rounds_by_position
+from calibration.distill.evaluate import expected_rounds
 from calibration.drafters.folder import read_about
 from calibration.errors import CalibrationError
 from calibration.heads.batches import PairReader
-from calibration.heads.evaluate import evaluate_head, expected_rounds
+from calibration.heads.evaluate import evaluate_head
 from calibration.heads.job import load_heads_job, parse_heads_job, run_heads
 from calibration.heads.networks import fresh_head
 from calibration.heads.settings import HeadSettings
@@ -111,14 +111,6 @@ def test_expected_rounds_are_those_of_every_possible_walk(depth):
         total += chance * rounds
     padded = np.where([[t + j < count for j in range(depth)] for t in range(count)], accept, np.nan)
     assert expected_rounds(padded) == pytest.approx(total, abs=1e-12)
-
-
-def test_expected_rounds_agree_with_those_of_a_drafter_that_sees_tokens_alone():
-    """Where acceptance depends on the position alone, starts do not matter."""
-    by_position = np.random.default_rng(3).uniform(0, 1, 12)
-    padded = np.concatenate([by_position[1:], np.full(4, np.nan)])
-    by_start = np.lib.stride_tricks.sliding_window_view(padded, 4)[:11]
-    assert expected_rounds(by_start) == pytest.approx(rounds_by_position(by_position, 4), abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

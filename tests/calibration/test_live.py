@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from replayed import recorded, rows_of, walk, written
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
@@ -14,9 +15,8 @@ import calibration.live as live
 from calibration.drafters import build_drafter, parse_drafter
 from calibration.drafters.protocol import Proposal
 from calibration.generate import generate
-from calibration.live import Round, leading, speculate, verify
+from calibration.live import leading, speculate, verify
 from calibration.reading import read_together
-from calibration.record import Request, record
 from calibration.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo
 
@@ -27,32 +27,13 @@ NAMES = ("prompt-lookup", "exit-2", "exit-3", "skip-1-2")
 ENDS = frozenset({2, 40, 41})
 
 
-def replay(columns, sequence, drafter, gamma, output_tokens):
-    """Walk the recorded run lengths as the convention says: nothing of the live loop is used."""
-    keys = zip(columns["sequence_id"], columns["drafter"], strict=True)
-    pick = [i for i, key in enumerate(keys) if key == (sequence, drafter)]
-    runs = [columns["run_length"][i] for i in pick]
-    proposals = [columns["proposal_length"][i] for i in pick]
-    rounds, t = [], 1
-    while t < output_tokens:
-        drafted = gamma if proposals[t] is None else min(gamma, proposals[t])
-        accepted = min(runs[t], drafted)
-        emitted = min(accepted + 1, output_tokens - t)
-        rounds.append(Round(t, drafted, accepted, emitted))
-        t += emitted
-    return tuple(rounds)
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("gamma", [1, 2, 4, 8])
 def test_greedy_rounds_are_those_of_the_replay(tiny, name, gamma):
     prompts = random_prompts(11, 6)
     drafter = build_drafter(parse_drafter(name), tiny)
-    outputs = generate(tiny.model, prompts, GREEDY, 30, ENDS, generator_for(CPU, 0))
-    requests = [Request(f"r{i}", "chat", tuple(p)) for i, p in enumerate(prompts)]
-    trace = record(
-        tiny.model, [drafter], requests, outputs, GREEDY, generator_for(CPU, 0), gamma_max=1, rollout_stride=0
-    )
+    outputs = written(tiny, GREEDY, prompts, 30)
+    trace = recorded(tiny, [drafter], prompts, outputs, GREEDY, gamma_max=1)
     runs = speculate(
         tiny.model,
         drafter,
@@ -66,7 +47,7 @@ def test_greedy_rounds_are_those_of_the_replay(tiny, name, gamma):
     assert {o.finish_reason for o in outputs} == {"stop", "length"}
     for row, (run, output) in enumerate(zip(runs, outputs, strict=True)):
         assert (run.ids, run.finish_reason) == (output.ids, output.finish_reason)
-        assert run.rounds == replay(trace.positions, f"r{row}", name, gamma, len(output.ids))
+        assert run.rounds == walk(rows_of(trace.positions, f"r{row}", name), gamma)
         assert 1 + sum(r.emitted for r in run.rounds) == len(run.ids)
 
 

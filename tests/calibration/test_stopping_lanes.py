@@ -64,7 +64,9 @@ def test_sampled_runs_are_those_of_live_rounds_in_distribution(tiny, drafter):
                 if r.start + STOP.tokens < len(run.ids):  # not cut by the end
                     gap = r.accepted - rows["run_length"][r.start]
                     difference, square, count = difference + gap, square + gap**2, count + 1
-            assert all(n <= m <= STOP.tokens for n, m in zip(rows["run_length"], rows["proposal_length"], strict=True))
+            assert all(
+                n <= m <= STOP.tokens for n, m in zip(rows["run_length"], rows["proposal_length"], strict=True)
+            )
     assert count > 2000
     assert square > 300
     assert abs(difference) < 3.5 * np.sqrt(square)

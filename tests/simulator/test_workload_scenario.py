@@ -126,8 +126,8 @@ def test_what_issue_two_had_keeps_its_hash() -> None:
             {"kind": "piecewise", "rates": [[1, 2], [1, 0]]},
             ["must start at 0 seconds, got 1", "must have increasing starts"],
         ),
-        ({"kind": "piecewise", "rates": [[0, 2], [1, "x"]]}, ["workload.rates.1.1: must be a number, got 'x'"]),
-        ({"kind": "piecewise", "rates": [[0, 2, 3]]}, ["workload.rates.0"]),
+        ({"kind": "piecewise", "rates": [[0, 2], [1, "x"]]}, ["workload.rates[1][1]: must be a number, got 'x'"]),
+        ({"kind": "piecewise", "rates": [[0, 2, 3]]}, ["workload.rates[0]"]),
         ({"kind": "piecewise", "rates": [[0, 0]]}, ["workload.rates: must have a rate above zero"]),
         ({"kind": "piecewise", "rates": [[0, 1], [9, 0]]}, ["must end with a rate above zero, or have repeat_s"]),
         (
