@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -57,3 +58,28 @@ def check_identity(folder: Path, what: str, begun: Mapping[str, Any], mine: Mapp
         if begun.get(key) != mine.get(key):
             rule = f"holds a {what} with {key} = {begun.get(key)!r}"
             raise CalibrationError(f"{folder}: {rule}, got {mine.get(key)!r}; choose another folder")
+
+
+def begin_job(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Begin the job `identity` in `folder`, or go on with it; ``job.json`` there says whose it is.
+
+    `CalibrationError` where another job began it, or it holds other files.
+    """
+    path = folder / "job.json"
+    mine = json.loads(json.dumps(identity))
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        for key in sorted({**mine, **begun}):
+            if begun.get(key) != mine.get(key):
+                rule = f"holds a job begun with {key} = {_short(begun.get(key))}, got {_short(mine.get(key))}"
+                hint = "repeat its settings to go on, or delete the folder to begin anew"
+                raise CalibrationError(f"{folder}: {rule}; {hint}")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise CalibrationError(f"{folder}: must be new or an interrupted job, it holds other files")
+    write_whole(path, json.dumps(mine, indent=2) + "\n")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.errors import CalibrationError
-from calibration.folder import write_whole
+from calibration.folder import begin_job
 from calibration.traces import make_table
 
 TABLES = ("sequences", "positions", "rollouts")
@@ -28,21 +27,7 @@ class Partial:
     @classmethod
     def open(cls, folder: Path, identity: dict[str, Any]) -> Partial:
         """Open `folder` for the job `identity`, or begin it; `CalibrationError` where another job began it."""
-        path = folder / "job.json"
-        identity = json.loads(json.dumps(identity))
-        if path.is_file():
-            begun = json.loads(path.read_text(encoding="utf-8"))
-            changed = sorted(k for k in identity.keys() | begun.keys() if identity.get(k) != begun.get(k))
-            if changed:
-                key = changed[0]
-                raise CalibrationError(
-                    f"{folder}: holds a job begun with {key} = {begun.get(key)!r}, got {identity.get(key)!r}; "
-                    "repeat its settings to go on, or delete the folder to begin anew"
-                )
-            return cls(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise CalibrationError(f"{folder}: must be new or an interrupted job, it holds other files")
-        write_whole(path, json.dumps(identity, indent=2) + "\n")
+        begin_job(folder, identity)
         return cls(folder)
 
     def has(self, shard: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.errors import CalibrationError
+from calibration.folder import begin_job
 from calibration.timing.cells import StepCell
 from calibration.timing.gridfile import TABLES, cells_of, grid_table
 
@@ -32,24 +31,7 @@ class Parts:
     @classmethod
     def open(cls, folder: Path, identity: dict[str, Any]) -> Parts:
         """Open `folder` for the job `identity`, or begin it; `CalibrationError` where another job began it."""
-        path = folder / "job.json"
-        identity = json.loads(json.dumps(identity))
-        if path.is_file():
-            begun = json.loads(path.read_text(encoding="utf-8"))
-            changed = sorted(k for k in identity.keys() | begun.keys() if identity.get(k) != begun.get(k))
-            if changed:
-                key = changed[0]
-                raise CalibrationError(
-                    f"{folder}: holds a job begun with another '{key}', got {_short(identity.get(key))} after "
-                    f"{_short(begun.get(key))}; repeat its settings to go on, or delete the folder to begin anew"
-                )
-            return cls(folder)
-        if folder.exists() and any(folder.iterdir()):
-            raise CalibrationError(f"{folder}: must be new or an interrupted timing job, it holds other files")
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / ".job.json"
-        scratch.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        scratch.rename(path)
+        begin_job(folder, identity)
         return cls(folder)
 
     def add(self, steps: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
@@ -91,8 +73,3 @@ class Parts:
 
     def _folders(self) -> list[Path]:
         return sorted(self.folder.glob("part-*"))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -159,7 +159,7 @@ def test_the_budget_may_change_between_calls_but_nothing_else(tmp_path):
     assert len(cells_of(first.steps)) == 1
     (group, *_) = first.manifest.missing
     assert (group.shape, group.part, group.dtype) == ("tiny", "layer", "fp32")
-    with pytest.raises(CalibrationError, match=r"partial: holds a job begun with another 'job', got .*delete the"):
+    with pytest.raises(CalibrationError, match=r"partial: holds a job begun with job = .*, got .*delete the"):
         time_shapes(job({"seed": 1}), tmp_path / "out")
     assert time_shapes(job({"budget_s": 1000}), tmp_path / "out").complete
 
@@ -171,7 +171,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         time_shapes(job(), tmp_path / "out")
     (tmp_path / "new.partial").mkdir()
     (tmp_path / "new.partial" / "thesis.tex").touch()
-    with pytest.raises(CalibrationError, match="must be new or an interrupted timing job"):
+    with pytest.raises(CalibrationError, match="must be new or an interrupted job"):
         time_shapes(job(), tmp_path / "new")
 
 
