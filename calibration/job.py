@@ -19,7 +19,7 @@ from calibration.extras import require
 from calibration.fetch import Advance, Progress
 from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifier
 from calibration.prompts import PromptFile, load_prompts, read_prompt_file
-from calibration.shards import Partial
+from calibration.recording.shards import Partial
 from calibration.traces import DecodingInfo, Manifest, PromptSource, TraceSet, make_table
 from calibration.version import paceline_version
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from calibration.drafters.info import DrafterSettings
     from calibration.drafters.protocol import Drafter
     from calibration.long_context_job import LongContextTable
-    from calibration.record import Recording, Request
+    from calibration.recording.record import Recording, Request
     from calibration.timing import TimingGrid
 
 _NOT_IDENTITY = (
@@ -207,7 +207,7 @@ def _prompt_files(settings: CalibrationSettings) -> tuple[PromptFile, ...]:
 
 def _requests(files: Sequence[PromptFile], verifier: Verifier, settings: CalibrationSettings) -> list[Request]:
     """Encode every prompt; `CalibrationError` for one that the model's context cannot hold."""
-    from calibration.record import Request
+    from calibration.recording.record import Request
 
     limit = getattr(verifier.model.config, "max_position_embeddings", None)
     requests = []
@@ -272,9 +272,9 @@ def _record_shard(
     advance: Advance,
 ) -> Recording:
     """Let the verifier write the outputs of one batch of prompts, and everyone read them."""
-    from calibration.generate import generate
-    from calibration.record import record
-    from calibration.sampling import generator_for
+    from calibration.recording.generate import generate
+    from calibration.recording.record import record
+    from calibration.recording.sampling import generator_for
 
     generator = generator_for(verifier.device, settings.seed, number)
     prompts = [request.prompt_ids for request in shard]

@@ -2,7 +2,7 @@
 
 The verifier writes greedily after long prompts with its whole context in sight; the drafter then reads what it wrote,
 teacher-forced, once per window, over one and the same cache of the prompt. Match bits give run lengths as in
-`calibration.record`; they are those of the live loop, because the drafter sees tokens alone.
+`calibration.recording.record`; they are those of the live loop, because the drafter sees tokens alone.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from calibration.drafters.memory_block import choose_blocks, received_in
 from calibration.errors import CalibrationError
 from calibration.fetch import Progress
 from calibration.folder import write_whole
-from calibration.generate import generate
-from calibration.lane import Lane, Window
 from calibration.models import Verifier
-from calibration.reading import run_lengths
-from calibration.sampling import generator_for
+from calibration.recording.generate import generate
+from calibration.recording.lane import Lane, Window
+from calibration.recording.reading import run_lengths
+from calibration.recording.sampling import generator_for
 from calibration.traces.manifest import DecodingInfo
 
 

@@ -26,7 +26,7 @@ def written_texts(verifier: Any, rows: int, length: int, decoding: Any, seed: in
     from tiny import random_prompts
 
     from calibration.distill.corpus import Text, generate_states
-    from calibration.sampling import generator_for
+    from calibration.recording.sampling import generator_for
 
     prompts = random_prompts(seed, rows, low=low, high=6, vocabulary=verifier.model.config.vocab_size)
     generator = generator_for(torch.device("cpu"), seed)

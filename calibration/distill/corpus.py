@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from calibration.errors import CalibrationError
 from calibration.fetch import Progress
 from calibration.folder import check_identity, write_whole
-from calibration.generate import Output, cut
-from calibration.lane import Lane, pad_left
 from calibration.models import Verifier
 from calibration.prompts import Prompt
-from calibration.sampling import choose, generator_for
+from calibration.recording.generate import Output, cut
+from calibration.recording.lane import Lane, pad_left
+from calibration.recording.sampling import choose, generator_for
 from calibration.traces.manifest import DecodingInfo
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from calibration.distill.batches import Batch, collate
 from calibration.distill.corpus import Text
 from calibration.models import Verifier
-from calibration.sampling import processed
+from calibration.recording.sampling import processed
 from calibration.traces.manifest import DecodingInfo
 
 GAMMA = 4

@@ -15,7 +15,7 @@ from calibration.distill.loss_head import LossHead
 from calibration.distill.settings import TrainSettings
 from calibration.distill.trainees import Trainee
 from calibration.models import Verifier
-from calibration.sampling import generator_for
+from calibration.recording.sampling import generator_for
 
 LOSS_POSITIONS = 256
 """Positions whose distributions are held at once; their gradient is taken before the next ones."""

@@ -23,10 +23,10 @@ from calibration.distill.settings import TrainSettings
 from calibration.distill.shapes import KangarooShape, NestedShape, StudentShape
 from calibration.distill.trainees import make_trainee
 from calibration.fetch import Progress
-from calibration.generate import generate
-from calibration.lane import Lane, pad_right
 from calibration.models import Verifier
-from calibration.sampling import generator_for
+from calibration.recording.generate import generate
+from calibration.recording.lane import Lane, pad_right
+from calibration.recording.sampling import generator_for
 from calibration.traces.manifest import DecodingInfo
 
 

@@ -21,9 +21,9 @@ from calibration.drafters.cut import submodel
 from calibration.drafters.dynamic_exit import DynamicExit, HitRates, Plan, make_plan
 from calibration.drafters.lanes import agreed
 from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, States, Tap
-from calibration.lane import Lane, pad_left
 from calibration.models import Verifier, describe
-from calibration.sampling import draw, entropy, processed, residual
+from calibration.recording.lane import Lane, pad_left
+from calibration.recording.sampling import draw, entropy, processed, residual
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 
 _CHUNK = 256

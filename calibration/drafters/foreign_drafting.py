@@ -20,9 +20,9 @@ from torch import Tensor
 from calibration.drafters.given import proposal
 from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, Tap
 from calibration.drafters.translation import Ngrams, NgramTranslation, TextTranslation, Translation
-from calibration.lane import Lane, pad_left
 from calibration.proposers.protocol import Draft
-from calibration.sampling import distribution, entropy
+from calibration.recording.lane import Lane, pad_left
+from calibration.recording.sampling import distribution, entropy
 from calibration.traces.manifest import DrafterInfo
 from calibration.vocabularies import Correspondence, readable, runs
 

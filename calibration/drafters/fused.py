@@ -12,9 +12,9 @@ from calibration.drafters.given import GivenDrafter, packed_drafts, proposal
 from calibration.drafters.lanes import ModelDrafter, ModelSide
 from calibration.drafters.pairs import Pair, rows_of, start_drafts
 from calibration.drafters.protocol import Drafts, Opening, Proposal, Read, Side, Tap
-from calibration.lane import Lane
 from calibration.proposers import Draft, draft_trees
-from calibration.sampling import processed
+from calibration.recording.lane import Lane
+from calibration.recording.sampling import processed
 from calibration.traces.manifest import DecodingInfo
 
 _NODES = 256

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from calibration.drafters.protocol import Opening, Proposal, Side, Tap
-from calibration.lane import Lane, Window, pad_left
-from calibration.sampling import draw, processed
+from calibration.recording.lane import Lane, Window, pad_left
+from calibration.recording.sampling import draw, processed
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 
 

@@ -21,10 +21,10 @@ from calibration.drafters.lanes import ModelDrafter
 from calibration.drafters.nested_exits import NestedExits
 from calibration.drafters.protocol import Drafter, Drafts, Opening, Read, Side, Tap
 from calibration.errors import CalibrationError
-from calibration.lane import Lane
 from calibration.models import Verifier, describe
-from calibration.rollouts import rollout
-from calibration.sampling import choose, entropy, processed
+from calibration.recording.lane import Lane
+from calibration.recording.rollouts import rollout
+from calibration.recording.sampling import choose, entropy, processed
 from calibration.traces.manifest import DrafterInfo
 
 

@@ -21,7 +21,7 @@ from calibration.drafters.lanes import ModelDrafter
 from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, StartDrafter, Tap
 from calibration.errors import CalibrationError
 from calibration.proposers import Draft, draft_trees
-from calibration.recorded_drafts import followed
+from calibration.recording.recorded_drafts import followed
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.sampling import processed
+from calibration.recording.sampling import processed
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 
 Tap = str | int

@@ -21,7 +21,7 @@ from calibration.models import Verifier
 if TYPE_CHECKING:
     from calibration.drafters.kinds import AnyDrafter
     from calibration.drafters.lanes import ModelDrafter
-    from calibration.lane import Window
+    from calibration.recording.lane import Window
 
 
 class Windowed(DrafterSettings):
@@ -68,7 +68,7 @@ class Windowed(DrafterSettings):
     def window(self, drafter: ModelDrafter) -> Window:
         """Give the limits of `drafter`'s attention."""
         from calibration.drafters.memory_block import MemoryBlock
-        from calibration.lane import Window
+        from calibration.recording.lane import Window
 
         choose = None
         if self.memory:

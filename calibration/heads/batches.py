@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from calibration.distill.corpus import Text
-from calibration.lane import Lane, pad_left
+from calibration.recording.lane import Lane, pad_left
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from torch import Tensor
 from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, Tap
 from calibration.heads.layers import Past
 from calibration.heads.networks import Head
-from calibration.lane import pad_left
-from calibration.sampling import draw, entropy, processed
+from calibration.recording.lane import pad_left
+from calibration.recording.sampling import draw, entropy, processed
 from calibration.timing.clock import start_clock
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 

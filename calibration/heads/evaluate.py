@@ -15,7 +15,7 @@ from calibration.distill.corpus import Text
 from calibration.distill.evaluate import expected_rounds
 from calibration.heads.batches import PairBatch, PairReader
 from calibration.heads.networks import Head
-from calibration.sampling import processed
+from calibration.recording.sampling import processed
 from calibration.traces.manifest import DecodingInfo
 
 

@@ -29,7 +29,7 @@ from calibration.heads.networks import fresh_head
 from calibration.heads.settings import HeadSettings
 from calibration.heads.shape import HeadKind, HeadShape
 from calibration.models import Verifier
-from calibration.sampling import generator_for
+from calibration.recording.sampling import generator_for
 from calibration.traces.manifest import DecodingInfo
 
 

@@ -96,7 +96,7 @@ def _steps(
     """Give, for every cell, a function that runs it once and returns its seconds."""
     import torch
 
-    from calibration.sampling import generator_for
+    from calibration.recording.sampling import generator_for
 
     known = {drafter.name: drafter for drafter in drafters}
     steps: dict[Cell, Callable[[], float]] = {}

@@ -18,7 +18,7 @@ from calibration.distill.trainees import load_trained, make_trainee
 from calibration.drafters import Distilled, Kangaroo, NestedExits, build_drafter, submodel
 from calibration.drafters.folder import save_drafter
 from calibration.errors import CalibrationError
-from calibration.sampling import distribution, generator_for
+from calibration.recording.sampling import distribution, generator_for
 
 SHAPES = {
     "fresh": StudentShape(layers=2, heads=2, kv_heads=1, intermediate_size=24),

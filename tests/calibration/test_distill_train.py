@@ -24,7 +24,7 @@ from calibration.distill.students import build_student
 from calibration.distill.train import Training, train_student
 from calibration.distill.trainees import load_trained
 from calibration.errors import CalibrationError
-from calibration.sampling import distribution, generator_for
+from calibration.recording.sampling import distribution, generator_for
 
 FAST = TrainSettings(tokens=3000, batch_tokens=128, learning_rate=1e-2, curve_tokens=1000, checkpoint_tokens=800)
 

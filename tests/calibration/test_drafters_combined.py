@@ -30,7 +30,7 @@ from calibration.errors import CalibrationError
 from calibration.models import Verifier
 from calibration.ngram import NgramIndex
 from calibration.proposers import make
-from calibration.sampling import distribution, generator_for
+from calibration.recording.sampling import distribution, generator_for
 
 LOOKUP, DEPTH = PromptLookup(ngram_max=2), 5
 TREES = Trigram(nodes=14, branching=3, max_draft_tokens=DEPTH)

@@ -19,7 +19,7 @@ import calibration.drafters.exits as exits_module
 from calibration.drafters import DynamicExit, build_drafter, submodel
 from calibration.drafters.dynamic_exit import HitRates, Plan, make_plan, tokens_per_layer
 from calibration.errors import CalibrationError
-from calibration.sampling import distribution
+from calibration.recording.sampling import distribution
 
 EXITS, LAYERS = (1, 2, 5), 9
 

@@ -21,9 +21,9 @@ from calibration.drafters.foreign import Foreign
 from calibration.drafters.foreign_drafting import ForeignDrafter
 from calibration.drafters.translation import NgramTranslation, TextTranslation
 from calibration.errors import CalibrationError
-from calibration.generate import generate
 from calibration.models import make_verifier
-from calibration.sampling import distribution, generator_for
+from calibration.recording.generate import generate
+from calibration.recording.sampling import distribution, generator_for
 from calibration.traces.manifest import DrafterInfo
 from calibration.vocabularies import Correspondence, Vocabulary, readable
 

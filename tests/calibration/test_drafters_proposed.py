@@ -20,8 +20,6 @@ from calibration.drafters import DrafterSettings, Memory, Retrieval, Suffix, Tri
 from calibration.drafters.given import GivenDrafter, proposal
 from calibration.drafters.protocol import Opening, Proposal
 from calibration.errors import CalibrationError
-from calibration.lane import Lane, pad_left
-from calibration.live import verify
 from calibration.models import Verifier
 from calibration.proposers import (
     Datastore,
@@ -35,7 +33,9 @@ from calibration.proposers import (
     proposals,
     run_lengths,
 )
-from calibration.sampling import distribution, generator_for
+from calibration.recording.lane import Lane, pad_left
+from calibration.recording.live import verify
+from calibration.recording.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo, DrafterInfo, TraceSet, make_table
 
 COLD = DecodingInfo(mode="sampled", temperature=0.2)

@@ -15,7 +15,7 @@ from tiny import random_prompts
 from calibration.drafters import EarlyExit, PromptLookup, Trimmed, build_drafter
 from calibration.drafters.trimmed_head import PaddedHead, TrimmedHead
 from calibration.errors import CalibrationError
-from calibration.sampling import processed
+from calibration.recording.sampling import processed
 from calibration.token_counts import most_frequent, save_token_counts, token_counts
 
 

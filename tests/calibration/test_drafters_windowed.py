@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from replayed import GREEDY, SAMPLED, live, recorded, rows_of, same_rounds, written
 from tiny import random_prompts, tiny_verifier
 
-import calibration.lane as lane_module
+import calibration.recording.lane as lane_module
 from calibration.drafters import EarlyExit, Windowed, build_drafter
 from calibration.drafters.memory_block import BLOCK, attention_received, choose_blocks
 from calibration.errors import CalibrationError
-from calibration.generate import generate
-from calibration.lane import Lane, pad_left
 from calibration.long_context import WindowChoice, long_prompt, save_windows, window_study
-from calibration.reading import run_lengths
-from calibration.sampling import generator_for, processed
+from calibration.recording.generate import generate
+from calibration.recording.lane import Lane, pad_left
+from calibration.recording.reading import run_lengths
+from calibration.recording.sampling import generator_for, processed
 
 CPU = torch.device("cpu")
 CHOICES = [

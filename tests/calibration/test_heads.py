@@ -15,17 +15,17 @@ from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
 import calibration.heads.drafting as drafting
-import calibration.live as live
+import calibration.recording.live as live
 from calibration.drafters.protocol import Read
 from calibration.errors import CalibrationError
-from calibration.generate import generate
 from calibration.heads.check import check_depths
 from calibration.heads.settings import HeadSettings
 from calibration.heads.shape import HeadShape
 from calibration.heads.train import train_head
-from calibration.live import speculate
-from calibration.record import Request, record
-from calibration.sampling import distribution, generator_for
+from calibration.recording.generate import generate
+from calibration.recording.live import speculate
+from calibration.recording.record import Request, record
+from calibration.recording.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo
 
 CPU = torch.device("cpu")

@@ -27,7 +27,7 @@ from calibration.heads.shape import HeadShape
 from calibration.heads.train import HeadTraining, train_head
 from calibration.models import load_verifier
 from calibration.prompts import Prompt
-from calibration.sampling import generator_for
+from calibration.recording.sampling import generator_for
 from calibration.traces import DecodingInfo
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import json
 import pytest
 from tiny import save_tiny
 
-import calibration.record as record_module
+import calibration.recording.record as record_module
 from calibration.errors import CalibrationError
 from calibration.job import CalibrationSettings, calibrate, record_timings
 from calibration.timing import TimingGrid

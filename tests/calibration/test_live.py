@@ -11,13 +11,13 @@ from replayed import recorded, rows_of, walk, written
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
-import calibration.live as live
+import calibration.recording.live as live
 from calibration.drafters import build_drafter, parse_drafter
 from calibration.drafters.protocol import Proposal
-from calibration.generate import generate
-from calibration.live import leading, speculate, verify
-from calibration.reading import read_together
-from calibration.sampling import distribution, generator_for
+from calibration.recording.generate import generate
+from calibration.recording.live import leading, speculate, verify
+from calibration.recording.reading import read_together
+from calibration.recording.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo
 
 CPU = torch.device("cpu")

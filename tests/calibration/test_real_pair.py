@@ -12,14 +12,14 @@ import pytest
 import torch
 from scipy import stats
 
-import calibration.live as live
+import calibration.recording.live as live
 from calibration.drafters import build_drafter, parse_drafter
 from calibration.job import CalibrationSettings, calibrate
-from calibration.live import Round, speculate
 from calibration.ngram import lookup_runs
 from calibration.prompts import load_prompts
-from calibration.reading import read_together
-from calibration.sampling import distribution, generator_for
+from calibration.recording.live import Round, speculate
+from calibration.recording.reading import read_together
+from calibration.recording.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo
 
 pytestmark = pytest.mark.model

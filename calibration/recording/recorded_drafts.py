@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.drafters.protocol import Drafts
-from calibration.sampling import numpy_generator
+from calibration.recording.sampling import numpy_generator
 
 Columns = dict[str, list[Any]]
 IntArray = NDArray[np.int64]

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from calibration.drafters.protocol import Drafter, Opening, Proposal
-from calibration.generate import cut
-from calibration.lane import Lane, pad_left
-from calibration.sampling import choose, draw, processed, residual
+from calibration.recording.generate import cut
+from calibration.recording.lane import Lane, pad_left
+from calibration.recording.sampling import choose, draw, processed, residual
 from calibration.traces.manifest import DecodingInfo
 
 

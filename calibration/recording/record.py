@@ -11,7 +11,7 @@ at t was accepted, given that x_t is emitted there. It follows from the acceptan
 Chen et al. (2023): P(accepted and emitted = v) = min(p(v), q(v)) and P(emitted = v) = p(v).
 
 *Start drafters* propose from every start, and their run lengths are measured one by one; see
-`calibration.recorded_drafts`. All replays are exact, the sampled ones in distribution.
+`calibration.recording.recorded_drafts`. All replays are exact, the sampled ones in distribution.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from calibration.drafters.lanes import ModelDrafter
 from calibration.drafters.protocol import Drafter, Drafts, Read, StartDrafter, Tap
 from calibration.errors import CalibrationError
 from calibration.fetch import Advance
-from calibration.generate import Output
-from calibration.reading import Reading, Stats, read_together, run_lengths
-from calibration.recorded_drafts import Columns, IntArray, leading_true, position_columns, rollout_columns
-from calibration.rollouts import rollout
-from calibration.sampling import numpy_generator
+from calibration.recording.generate import Output
+from calibration.recording.reading import Reading, Stats, read_together, run_lengths
+from calibration.recording.recorded_drafts import Columns, IntArray, leading_true, position_columns, rollout_columns
+from calibration.recording.rollouts import rollout
+from calibration.recording.sampling import numpy_generator
 from calibration.traces.manifest import DecodingInfo
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calibration.lane import Lane
-from calibration.sampling import choose, entropy, processed
+from calibration.recording.lane import Lane
+from calibration.recording.sampling import choose, entropy, processed
 from calibration.traces.manifest import DecodingInfo
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from calibration.drafters.protocol import Tap
 from calibration.fetch import Advance
-from calibration.lane import Lane, Window, pad_left, pad_right
-from calibration.sampling import choose, entropy, processed
+from calibration.recording.lane import Lane, Window, pad_left, pad_right
+from calibration.recording.sampling import choose, entropy, processed
 from calibration.traces.manifest import DecodingInfo
 
 CHUNK = 64
@@ -57,7 +57,7 @@ def read_together(
     """Feed prompt + output to `verifier` and to every model of `drafters` (by name); give a `Reading`.
 
     Columns are aligned so that the logits which predict x_t stand in one column for all rows. Distributions are those
-    of `calibration.sampling.processed`. `advance` is called with the positions just read.
+    of `calibration.recording.sampling.processed`. `advance` is called with the positions just read.
     `taps` are the verifier's states to keep; `windows` limits what drafters attend to, by name.
     """
     device: torch.device = verifier.device

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from calibration.fetch import Advance
-from calibration.lane import Lane, pad_left
-from calibration.sampling import choose
+from calibration.recording.lane import Lane, pad_left
+from calibration.recording.sampling import choose
 from calibration.traces.manifest import DecodingInfo
 
 
