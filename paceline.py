@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from analysis import study
     from calibration import PacelineError, PacelineWarning, TraceSet, bundled, bundled_names
     from calibration.job import CalibrationSettings
-    from calibration.traces.manifest import CostConstants, DrafterCost, LinearCost
     from reports import write_report
     from simulator import RunResult, Scenario, load_scenario, simulate
 
@@ -498,57 +497,12 @@ def specdecode_bench(
 ) -> None:
     """Import FILES (JSON lines) of SpecDecode-Bench's simulator: EAGLE and n-gram on Llama-3.1-8B."""
     from calibration.importers import import_specdecode_bench
+    from calibration.importers.cost_options import cost_constants
 
-    costs = _cost_constants(verifier_cost, drafter_costs, overhead, cost_source)
+    costs = cost_constants(verifier_cost, drafter_costs, overhead, cost_source)
     with _progress() as progress:
         imported = import_specdecode_bench(
             files, alignment=alignment, domain=domain, costs=costs, command=_command(), progress=progress
         )
     imported.write(out)
     click.echo(out)
-
-
-def _cost_constants(
-    verifier: str | None, drafters: tuple[str, ...], overhead: float, source: str
-) -> CostConstants | None:
-    from calibration.traces.manifest import CostConstants
-
-    if verifier is None:
-        if drafters or overhead:
-            raise click.UsageError("--drafter-cost and --overhead need --verifier-cost beside them")
-        return None
-    prices: dict[str, DrafterCost] = {}
-    for text in drafters:
-        name, found, numbers = text.partition("=")
-        if not found:
-            raise click.BadParameter(f"must be NAME=BASE,TOKEN,CONTEXT, got '{text}'", param_hint="--drafter-cost")
-        prices[name] = _drafter_cost(numbers)
-    return CostConstants(
-        source=source, verifier=_linear(verifier, "--verifier-cost"), drafters=prices, overhead_s=overhead
-    )
-
-
-def _drafter_cost(text: str) -> DrafterCost:
-    from calibration.traces.manifest import FractionOfVerify
-
-    if "," not in text:
-        return FractionOfVerify(fraction=_numbers(text, 1, "--drafter-cost")[0])
-    charged = "per_round" if text.endswith(",per_round") else "per_step"
-    return _linear(text.removesuffix(",per_round").removesuffix(",per_step"), "--drafter-cost", charged)
-
-
-def _linear(text: str, option: str, charged: Any = "per_step") -> LinearCost:
-    from calibration.traces.manifest import LinearCost
-
-    base, token, context = _numbers(text, 3, option)
-    return LinearCost(base_s=base, per_token_s=token, per_context_token_s=context, charged=charged)
-
-
-def _numbers(text: str, count: int, option: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"must be {count} number(s), got '{text}'", param_hint=option) from None
-    if len(values) != count or min(values) < 0:
-        raise click.BadParameter(f"must be {count} number(s) >= 0, got '{text}'", param_hint=option)
-    return values
