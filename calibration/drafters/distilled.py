@@ -5,10 +5,9 @@ Students are trained by `calibration.distill`; only their own layers and final n
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from calibration.drafters.info import DrafterSettings
+from calibration.drafters.info import DrafterSettings, TrainedSettings
 from calibration.errors import CalibrationError
 from calibration.models import Verifier, describe
 from calibration.traces.manifest import DrafterInfo
@@ -17,17 +16,11 @@ if TYPE_CHECKING:
     from calibration.drafters.lanes import ModelDrafter
 
 
-class Distilled(DrafterSettings):
+class Distilled(TrainedSettings):
     """The student in the folder `path`."""
 
     paradigm: ClassVar[str] = "distilled"
     kind: Literal["distilled"] = "distilled"
-    path: str
-
-    @property
-    def default_name(self) -> str:
-        """Name where none is given: the folder's."""
-        return Path(self.path).name or self.paradigm
 
     def build(self, verifier: Verifier) -> ModelDrafter:
         """Load the student; `CalibrationError` where there is none, or it was made for another verifier."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from calibration.drafters.info import DrafterSettings
+from calibration.drafters.info import TrainedSettings
 from calibration.heads.shape import PARADIGMS, HeadKind, HeadShape
 from calibration.models import Verifier
 from calibration.traces.manifest import DrafterInfo
@@ -16,52 +15,34 @@ if TYPE_CHECKING:
     from calibration.heads.drafting import HeadDrafter
 
 
-class Medusa(DrafterSettings):
+class Medusa(TrainedSettings):
     """Parallel residual heads from the folder `path`; a round costs one pass, whatever its length."""
 
     paradigm: ClassVar[str] = PARADIGMS["medusa"]
     kind: Literal["medusa"] = "medusa"
-    path: str
-
-    @property
-    def default_name(self) -> str:
-        """Name where none is given: the folder's."""
-        return Path(self.path).name
 
     def build(self, verifier: Verifier) -> HeadDrafter:
         """Load the heads; `CalibrationError` where they are not there or do not fit."""
         return load_drafting_head(self.label, "medusa", self.path, verifier)
 
 
-class Eagle(DrafterSettings):
+class Eagle(TrainedSettings):
     """An autoregressive head from the folder `path`; it drafts up to `max_draft_tokens`, one step each."""
 
     paradigm: ClassVar[str] = PARADIGMS["eagle"]
     kind: Literal["eagle"] = "eagle"
-    path: str
     max_draft_tokens: Annotated[int, Field(ge=1)] = 8
-
-    @property
-    def default_name(self) -> str:
-        """Name where none is given: the folder's."""
-        return Path(self.path).name
 
     def build(self, verifier: Verifier) -> HeadDrafter:
         """Load the head; `CalibrationError` where it is not there or does not fit."""
         return load_drafting_head(self.label, "eagle", self.path, verifier, self.max_draft_tokens)
 
 
-class Block(DrafterSettings):
+class Block(TrainedSettings):
     """A block head from the folder `path`; a round costs one pass, whatever its length."""
 
     paradigm: ClassVar[str] = PARADIGMS["block"]
     kind: Literal["block"] = "block"
-    path: str
-
-    @property
-    def default_name(self) -> str:
-        """Name where none is given: the folder's."""
-        return Path(self.path).name
 
     def build(self, verifier: Verifier) -> HeadDrafter:
         """Load the head; `CalibrationError` where it is not there or does not fit."""

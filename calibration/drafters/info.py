@@ -57,3 +57,14 @@ class DrafterSettings(BaseModel):
             deterministic=True,
             settings=settings,
         )
+
+
+class TrainedSettings(DrafterSettings):
+    """A trained drafter: the folder ``path`` that `calibration.drafters.folder.save_drafter` wrote."""
+
+    path: str
+
+    @property
+    def default_name(self) -> str:
+        """Name where none is given: the folder's."""
+        return Path(self.path).name or self.paradigm

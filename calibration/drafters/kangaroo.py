@@ -10,13 +10,12 @@ and the drafter reads its shallow layers anew rather than from the verifier's ca
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from calibration.drafters.distilled import trained_info
-from calibration.drafters.info import DrafterSettings
+from calibration.drafters.info import TrainedSettings
 from calibration.errors import CalibrationError
 from calibration.models import Verifier
 
@@ -24,19 +23,13 @@ if TYPE_CHECKING:
     from calibration.drafters.lanes import ModelDrafter
 
 
-class Kangaroo(DrafterSettings):
+class Kangaroo(TrainedSettings):
     """The adapter in the folder `path`; it stops below `confidence` and after `tokens` drafts."""
 
     paradigm: ClassVar[str] = "kangaroo"
     kind: Literal["kangaroo"] = "kangaroo"
-    path: str
     confidence: Annotated[float, Field(ge=0, le=1)] = 0.6
     tokens: Annotated[int, Field(ge=1)] = 6
-
-    @property
-    def default_name(self) -> str:
-        """Name where none is given: the folder's."""
-        return Path(self.path).name or self.paradigm
 
     def build(self, verifier: Verifier) -> ModelDrafter:
         """Load the adapter; `CalibrationError` where there is none, or it was made for another verifier."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from calibration.drafters.info import DrafterSettings
 from calibration.models import Verifier
+from calibration.proposers.lookup import LookupSettings
 
 if TYPE_CHECKING:
     from calibration.drafters.given import GivenDrafter
@@ -16,14 +17,14 @@ class PromptLookup(DrafterSettings):
 
     paradigm: ClassVar[str] = "prompt-lookup"
     kind: Literal["prompt-lookup"] = "prompt-lookup"
-    ngram_max: int = 3
-    ngram_min: int = 1
-    max_draft_tokens: int = 20
+    ngram_max: int = LookupSettings.ngram_max
+    ngram_min: int = LookupSettings.ngram_min
+    max_draft_tokens: int = LookupSettings.max_draft_tokens
 
     def build(self, verifier: Verifier) -> GivenDrafter:
         """Make the drafter."""
         from calibration.drafters.given import GivenDrafter
-        from calibration.proposers.lookup import LookupProposer, LookupSettings
+        from calibration.proposers.lookup import LookupProposer
 
         sizes = LookupSettings(self.ngram_max, self.ngram_min, self.max_draft_tokens)
         info = self.made_of(ngram_max=self.ngram_max, ngram_min=self.ngram_min, match="earliest")

@@ -82,11 +82,11 @@ class Suffix(_Proposed):
 
     paradigm: ClassVar[str] = "suffix"
     kind: Literal["suffix"] = "suffix"
-    min_match: int = 1
-    occurrence: str = "recent"
-    length_factor: float | None = None
-    min_probability: float = 0.0
-    max_draft_tokens: int = 20
+    min_match: int = SuffixSettings.min_match
+    occurrence: str = SuffixSettings.occurrence
+    length_factor: float | None = SuffixSettings.length_factor
+    min_probability: float = SuffixSettings.min_probability
+    max_draft_tokens: int = SuffixSettings.max_draft_tokens
 
     def proposer(self) -> SuffixSettings:
         """Give the settings of the proposer."""
@@ -102,12 +102,12 @@ class Retrieval(_Proposed):
     paradigm: ClassVar[str] = "retrieval"
     kind: Literal["retrieval"] = "retrieval"
     datastore_path: str | None = None
-    max_match: int = 16
-    min_match: int = 2
-    shape: str = "tree"
-    nodes: int = 32
-    max_draft_tokens: int = 10
-    max_occurrences: int = 256
+    max_match: int = RetrievalSettings.max_match
+    min_match: int = RetrievalSettings.min_match
+    shape: str = RetrievalSettings.shape
+    nodes: int = RetrievalSettings.nodes
+    max_draft_tokens: int = RetrievalSettings.max_draft_tokens
+    max_occurrences: int = RetrievalSettings.max_occurrences
 
     def proposer(self) -> RetrievalSettings:
         """Give the settings of the proposer."""
@@ -126,13 +126,13 @@ class Trigram(_Proposed):
 
     paradigm: ClassVar[str] = "trigram"
     kind: Literal["trigram"] = "trigram"
-    nodes: int = 24
-    simulations: int = 48
-    max_draft_tokens: int = 8
-    branching: int = 8
-    exploration: float = 1.0
-    back_off: float = 1.0
-    online_weight: int = 8
+    nodes: int = TrigramSettings.nodes
+    simulations: int = TrigramSettings.simulations
+    max_draft_tokens: int = TrigramSettings.max_draft_tokens
+    branching: int = TrigramSettings.branching
+    exploration: float = TrigramSettings.exploration
+    back_off: float = TrigramSettings.back_off
+    online_weight: int = TrigramSettings.online_weight
 
     def proposer(self) -> TrigramSettings:
         """Give the settings of the proposer."""
@@ -144,17 +144,17 @@ class Memory(_Proposed):
 
     paradigm: ClassVar[str] = "memory"
     kind: Literal["memory"] = "memory"
-    min_order: int = 1
-    max_order: int = 4
-    half_life: float = 500.0
-    doubt: float = 0.5
-    corpus_weight: float = 0.1
+    min_order: int = MemorySettings.min_order
+    max_order: int = MemorySettings.max_order
+    half_life: float = MemorySettings.half_life
+    doubt: float = MemorySettings.doubt
+    corpus_weight: float = MemorySettings.corpus_weight
     thresholds: Annotated[tuple[float, ...], Field(strict=False)] = MemorySettings.thresholds
-    first_threshold: float = 0.2
-    draft_cost: float = 0.1
-    rate: float = 0.05
-    warm_up: int = 16
-    max_draft_tokens: int = 8
+    first_threshold: float = MemorySettings.first_threshold
+    draft_cost: float = MemorySettings.draft_cost
+    rate: float = MemorySettings.rate
+    warm_up: int = MemorySettings.warm_up
+    max_draft_tokens: int = MemorySettings.max_draft_tokens
 
     def proposer(self) -> MemorySettings:
         """Give the settings of the proposer."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from calibration.verification.common import Drafting, Floats, Integers, Rule, distribution, without
-from calibration.verification.gumbel import top_k
+from calibration.verification.gumbel import split_top, top_k
 from calibration.verification.rounds import NextToken
 from calibration.verification.shapes import TreeShape
 from calibration.verification.trees import DraftTree
@@ -29,8 +29,8 @@ def draft_tuples(q: ArrayLike, k: int, drafting: Drafting) -> Iterator[tuple[tup
         for drafts in product(np.flatnonzero(checked).tolist(), repeat=k):
             yield drafts, float(np.prod(checked[list(drafts)]))
     elif drafting == "greedy":
-        surest = top_k(checked, k - 1) if k > 1 else np.zeros(0, dtype=np.int64)
-        for last, weight in _ordered(without(checked, surest), 1):
+        surest, others = split_top(checked, k)
+        for last, weight in _ordered(others, 1):
             yield (*surest.tolist(), *last), weight
     else:
         yield from _ordered(checked, k)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def test_curves_end_where_the_recipe_says(traces: TraceSet) -> None:
         assert float(mine[-1]["match"]) > float(mine[1]["match"]) > float(mine[0]["match"])
 
 
-def test_larger_drafters_match_more(tokens_per_round: pd.DataFrame, traces: TraceSet) -> None:
+def test_larger_drafters_match_more(traces: TraceSet) -> None:
     infos = sorted(
         (info for info in traces.manifest.drafters if info.name.startswith("size-")),
         key=lambda info: info.parameters_non_embedding or 0,
@@ -111,8 +112,6 @@ def test_specialists_win_at_home_and_lose_elsewhere(tokens_per_round: pd.DataFra
 
 def test_documented_numbers_are_those_of_the_traces(tokens_per_round: pd.DataFrame) -> None:
     """The table of docs/measured.md."""
-    from pathlib import Path
-
     text = (Path(__file__).resolve().parents[2] / "docs" / "measured.md").read_text(encoding="utf-8")
     columns = ["chat", "code", "mathematics", "science", "creative", "grounded"]
     for name, row in tokens_per_round.iterrows():
