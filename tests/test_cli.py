@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -373,6 +374,7 @@ shape = { from_layers = [0, 3] }
     result = run("distill", "distill.toml")
     assert result.exit_code == 0, result.output
     assert "Tokens per round" in result.output
+    assert re.search(r"measured on the verifier's stored states,\s+n = [1-9]\d* held-out", result.output)
     job = TINY_JOB + '[[drafter]]\nkind = "distilled"\npath = "made/students/small"\n'
     (tiny_folder / "job.toml").write_text(job, encoding="utf-8")
     assert run("calibrate", "job.toml").exit_code == 0

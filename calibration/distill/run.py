@@ -167,6 +167,8 @@ def _quality(folder: Path, verifier: Verifier, material: Material, progress: Pro
     found = by_domain(student, verifier, material.held_out, material.decoding)
     about = {"held_out": identity, "quality": {domain: quality.row() for domain, quality in found.items()}}
     write_whole(path, json.dumps(about, indent=2) + "\n")
+    if progress:
+        progress(f"measure {folder.name}", 1, 1)
     return found
 
 

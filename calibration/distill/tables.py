@@ -15,10 +15,11 @@ def results_table(results: Sequence[StudentResult]) -> Table:
     """Show every student: size, training, and tokens per round of drafts of 4 on held-out text, by domain."""
     from rich.table import Table
 
-    domains = list(dict.fromkeys(domain for result in results for domain in result.quality))
+    held_out = {domain: quality.held_out_tokens for result in results for domain, quality in result.quality.items()}
+    domains = list(held_out)
     table = Table(
         title="Tokens per round of 4 drafts on held-out text, bonus included (expected given the text)",
-        caption="measured on the verifier's stored states",
+        caption=f"measured on the verifier's stored states, n = {sum(held_out.values()):,} held-out tokens",
     )
     for name in ("student", "parameters", "of verifier", "learnt from", "tokens", *domains):
         table.add_column(name, justify="left" if name in ("student", "learnt from") else "right")
