@@ -1,0 +1,27 @@
+"""The command that prints references of the files that a user writes."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+_FILES = {
+    "scenario": ("scenario", "simulator", "Scenario"),
+    "calibrate": ("recording job", "calibration.jobfile", "Job"),
+    "distill": ("distillation job", "calibration.distill.jobfile", "DistillJob"),
+    "heads": ("heads job", "calibration.heads.job", "HeadsJob"),
+    "time-shapes": ("timing job", "calibration.timing", "TimingJob"),
+}
+"""Files that a user writes: name -> (what it is called, where its model lives, the model)."""
+
+
+@click.command("keys")
+@click.argument("file", default="scenario", type=click.Choice(list(_FILES)))
+def keys_command(file: str) -> None:
+    """Print the reference of the keys of a FILE that you write (Markdown)."""
+    from calibration.reference import reference
+
+    what, module, model = _FILES[file]
+    page = reference(getattr(importlib.import_module(module), model), what, f"paceline keys {file}")
+    click.echo(page, nl=False)

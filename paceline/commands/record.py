@@ -1,0 +1,144 @@
+"""Commands that run real models: calibrate, distill and time-shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from paceline.terminal import command_line, progress_bars, say
+
+if TYPE_CHECKING:
+    from calibration.job import CalibrationSettings
+
+
+@click.command()
+@click.argument("what", metavar="JOB.toml|VERIFIER")
+@click.option("--drafter", "drafters", multiple=True, help="prompt-lookup, exit-L or skip-A-B; repeat.")
+@click.option("--out", help="Folder of the TraceSet to write; a job file names its own.")
+@click.option("--domain", "domains", multiple=True, help="Only these bundled domains; repeat.")
+@click.option("--prompts", "prompt_file", type=click.Path(dir_okay=False), help="Your own prompts (.toml or .jsonl).")
+@click.option("--limit", "limit_per_domain", type=click.IntRange(1), help="Prompts per domain.")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1))
+@click.option("--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 is greedy.")
+@click.option("--top-p", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True))
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), help="Prompts generated at once.")
+@click.option("--gamma-max", default=8, show_default=True, type=click.IntRange(1), help="Steps of a free draft.")
+@click.option(
+    "--rollout-stride",
+    default=8,
+    show_default=True,
+    type=click.IntRange(0),
+    help="A free draft is recorded at every so many positions; 0: none.",
+)
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "fp8"]),
+)
+@click.option("--timings/--no-timings", default=True, show_default=True, help="Time steps over a grid.")
+@click.option("--timing-repeats", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--retime", is_flag=True, help="Only take the step times of an existing TraceSet anew.")
+@click.pass_context
+def calibrate(ctx: click.Context, /, what: str, out: str | None, retime: bool, **options: Any) -> None:
+    """Record a verifier with its drafters.
+
+    JOB.toml describes everything (see recipes/ and the README); VERIFIER (smollm2-135m, a local folder or a hub name)
+    with --drafter and --out is the short way for the simplest drafters. An interrupted run goes on where it stopped
+    when the same command is given again.
+    """
+    from calibration.job import calibrate as record
+    from calibration.job import record_timings
+
+    settings, target = _calibration_job(ctx, what, out, options)
+    with progress_bars() as progress:
+        if retime:
+            record_timings(settings, target, progress=progress)
+        else:
+            record(settings, target, progress=progress)
+    click.echo(str(target))
+    if settings.long_context is not None and not retime:
+        from calibration.long_context_job import long_context_path
+
+        click.echo(str(long_context_path(target)))
+
+
+def _calibration_job(
+    ctx: click.Context, what: str, out: str | None, options: dict[str, Any]
+) -> tuple[CalibrationSettings, Path]:
+    """Give the settings that the command line asks for, and where the TraceSet goes."""
+    from calibration.job import CalibrationSettings
+
+    if what.endswith(".toml"):
+        from calibration.jobfile import load_job
+
+        given = [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            name = given[0].replace("_", "-").removesuffix("s" if given[0] in ("drafters", "domains") else "")
+            raise click.UsageError(f"--{name} belongs to the short way; with a job file, write it there")
+        settings, target = load_job(what, command_line())
+        return settings, target if out is None else Path(out)
+    if not options["drafters"] or out is None:
+        raise click.UsageError("without a job file, --drafter and --out must be given")
+    chosen = {
+        **options,
+        "domains": options["domains"] or None,
+        "prompt_file": Path(options["prompt_file"]) if options["prompt_file"] else None,
+    }
+    return CalibrationSettings(verifier=what, command=command_line(), **chosen), Path(out)
+
+
+@click.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+def distill(job: str) -> None:
+    """Train drafters as JOB (a TOML file) says: students of a verifier, or heads on its states.
+
+    Finished texts and drafters stay, one under way goes on from its last checkpoint when the command is given again.
+    """
+    from calibration.errors import CalibrationError
+    from calibration.tomlfile import read_toml
+
+    if "head" in read_toml(job, CalibrationError):
+        from calibration.heads.job import load_heads_job, run_heads
+
+        heads, out = load_heads_job(job)
+        with progress_bars() as progress:
+            run_heads(heads, out, progress)
+    else:
+        from calibration.distill.jobfile import load_distill_job
+        from calibration.distill.run import run_distill
+        from calibration.distill.tables import results_table
+
+        students, out = load_distill_job(job)
+        with progress_bars() as progress:
+            results = run_distill(students, out, progress)
+        say(results_table(results))
+    click.echo(str(out))
+
+
+@click.command("time-shapes")
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--out", required=True, help="Folder of the step grid to write.")
+def time_shapes_command(job: str, out: str) -> None:
+    """Time steps of published shapes with random weights, as JOB (a TOML file) says.
+
+    Works through the most useful cells first, within the job's budget; the same command goes on where it stopped.
+    """
+    import pyarrow.compute as pc
+
+    from calibration.timing import load_timing_job, time_shapes
+
+    loaded = load_timing_job(job)
+    with progress_bars() as progress:
+        grid = time_shapes(loaded, out, progress)
+    cells = len(grid.steps.select(["repeat"]).filter(pc.equal(grid.steps["repeat"], 0)))
+    click.echo(f"{cells:,} cells timed, {grid.skipped.num_rows:,} skipped (the table says why)")
+    if not grid.complete:
+        left = sum(group.cells for group in grid.manifest.missing)
+        click.echo(f"{left:,} cells are left: the budget is spent, the same command goes on", err=True)
+    click.echo(out)
