@@ -1,0 +1,69 @@
+"""The error table as Markdown, and a file whose marked part is that table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from analysis.fidelity.table import Crossover, Fidelity, Source, errors_of
+from calibration.errors import ReportError
+
+BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
+_COLUMNS = {
+    "output_throughput": "throughput",
+    "speedup": "speed-up",
+    "mean_tpot_ms": "mean TPOT",
+    "p99_tpot_ms": "p99 TPOT",
+    "mean_ttft_ms": "mean TTFT",
+    "step_ms": "time of a round",
+    "spec_decode_acceptance_length": "accepted length",
+}
+
+
+def fidelity_markdown(fidelity: Fidelity) -> str:
+    """Give the table: a row per engine and device, errors over held-out conditions as ``median / worst``."""
+    names = [name for name in _COLUMNS if any(c.of(name) for c in fidelity.held_out())]
+    header = ["engine, device", "held-out conditions", *(_COLUMNS[name] for name in names), "spread", "crossovers"]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(_row(fidelity, source, names)) + " |" for source in fidelity.sources]
+    return "\n".join(lines) + "\n"
+
+
+def _row(fidelity: Fidelity, source: Source, names: list[str]) -> list[str]:
+    held = fidelity.held_out(source.name)
+    opened = sum(c.open_loop for c in held)
+    counted = f"{len(held)} ({opened} open-loop)" if opened else str(len(held))
+    found = {name: errors_of(name, held) for name in names}
+    cells = [
+        "" if errors is None else f"{100 * errors.median:.1f} / {100 * errors.worst:.1f}%"
+        for errors in found.values()
+    ]
+    spreads = [errors.spread for errors in found.values() if errors is not None and errors.spread is not None]
+    spread = f"{100 * spreads[0]:.1f}%" if spreads else ""
+    mine = [c for c in fidelity.crossovers if c.source == source.name]
+    return [source.title, counted, *cells, spread, _within(mine)]
+
+
+def _within(crossovers: list[Crossover]) -> str:
+    if not crossovers:
+        return ""
+    return f"{sum(c.steps_apart <= 1 for c in crossovers)} of {len(crossovers)} within a grid step"
+
+
+def replaced(text: str, table: str, place: str) -> str:
+    """Give `text` with what stands between the marks replaced by `table`; `ReportError` where it has no marks."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ReportError(f"{place}: must hold '{BEGIN}' and '{END}' once each, in this order")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{table}{END}{after}"
+
+
+def write_between(path: Path, table: str) -> None:
+    """Put `table` between the marks in the file `path`, which changes whole or not at all."""
+    from reports.report import write_atomic
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as fault:
+        raise ReportError(f"{path}: cannot be read ({fault.strerror or fault})") from None
+    write_atomic(path, replaced(text, table, str(path)).encode())

@@ -1,0 +1,156 @@
+"""Predicted against measured: the error table, what was missed, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from analysis.fidelity.table import QUANTITIES, TARGETS, Condition, Errors, Fidelity, Source, errors_of, missed
+from reports.document import Block, Bullets, Figure, Paragraph, Section, table
+from reports.figures import Drawing
+from reports.text import breakable, count, plain, short
+
+SUMMARISED = (
+    "output_throughput",
+    "speedup",
+    "mean_tpot_ms",
+    "p99_tpot_ms",
+    "mean_ttft_ms",
+    "step_ms",
+    "spec_decode_acceptance_length",
+)
+
+
+def fidelity_sections(fidelity: Fidelity, drawings: Mapping[str, Drawing]) -> tuple[Section, ...]:
+    """Give the sections of a validation: errors by source, every condition, crossovers, how it was done."""
+    sections = [
+        Section("Errors on held-out conditions", (*_errors(fidelity), *_figures(drawings))),
+        Section("Where speculation stops paying", _crossovers(fidelity, drawings)),
+        Section("What explains the errors", _explained(fidelity)),
+        Section("Every condition", tuple(_conditions(fidelity, source) for source in fidelity.sources)),
+        Section("How predictions were made", _method(fidelity)),
+    ]
+    return tuple(section for section in sections if section.blocks)
+
+
+def _figures(drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
+    return (Figure.of(drawings["fidelity-predicted-measured"]),)
+
+
+def _errors(fidelity: Fidelity) -> tuple[Block, ...]:
+    rows = []
+    for source in fidelity.sources:
+        for name in SUMMARISED:
+            errors = errors_of(name, fidelity.held_out(source.name))
+            if errors is not None:
+                rows.append((breakable(source.title, 30), QUANTITIES[name][0], *error_cells(errors)))
+    header = ("Engine and device", "Quantity", "n", "Median", "Worst", "Bias", "Engine's own spread")
+    return (
+        Paragraph(
+            "Each condition was predicted by simulating the scenario that lies beside its measurement; no held-out "
+            "measurement entered a fit. The spread is half the range of the engine's own repeats over their mean "
+            "(median over conditions): no prediction can be expected to be closer than that."
+        ),
+        table(
+            "Absolute relative errors over held-out conditions: median and worst; bias is the median signed error. "
+            "[measured, simulated]",
+            header,
+            rows,
+            "llrrrrr",
+            ("1", "1", "auto", "auto", "auto", "auto", "auto"),
+        ),
+    )
+
+
+def error_cells(errors: Errors) -> tuple[str, str, str, str, str]:
+    """Give n, median, worst, bias and spread as text."""
+    return (
+        count(errors.conditions),
+        f"{100 * errors.median:.1f}%",
+        f"{100 * errors.worst:.1f}%",
+        f"{100 * errors.bias:+.1f}%".replace("-", "\u2212"),
+        "\u2014" if errors.spread is None else f"{100 * errors.spread:.1f}%",
+    )
+
+
+def _crossovers(fidelity: Fidelity, drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
+    if not fidelity.crossovers:
+        return ()
+    rows = [
+        (
+            short(c.source, 22),
+            short(c.drafter, 20),
+            c.draft_tokens,
+            ", ".join(str(batch) for batch in c.grid),
+            _batch(c.measured),
+            _batch(c.predicted),
+            str(c.steps_apart),
+        )
+        for c in fidelity.crossovers
+    ]
+    return (
+        Figure.of(drawings["fidelity-crossovers"]),
+        table(
+            "Smallest batch size at which speculation no longer pays, and how many grid steps the prediction is off. "
+            "[measured, simulated]",
+            ("Source", "Drafter", "Draft", "Grid", "Measured", "Predicted", "Steps apart"),
+            rows,
+            "lllrrrr",
+        ),
+    )
+
+
+def _batch(batch: int | None) -> str:
+    return "pays at all" if batch is None else str(batch)
+
+
+def _explained(fidelity: Fidelity) -> tuple[Block, ...]:
+    items = [
+        Paragraph(plain(text), lead=plain(source.title)) for source in fidelity.sources for text in source.explained
+    ]
+    found = missed(fidelity)
+    targets = "; ".join(
+        f"{QUANTITIES[name][0]}, {statistic}: at most {100 * limit:.0f}%"
+        for (name, statistic), limit in TARGETS.items()
+    )
+    said = [
+        f"{QUANTITIES[name][0]} of {plain(source)}: {statistic} error {100 * error:.1f}% against {100 * limit:.0f}%"
+        for source, name, statistic, error, limit in found
+    ]
+    told = f"Missed: {'; '.join(said)}." if said else "All of them are met."
+    blocks: list[Block] = [Paragraph(f"Targets for engines that were driven ({targets}). {told}")]
+    return (*blocks, Bullets(tuple(items))) if items else tuple(blocks)
+
+
+def _conditions(fidelity: Fidelity, source: Source) -> Block:
+    mine = [c for c in fidelity.conditions if c.source == source.name]
+    names = [name for name in SUMMARISED if any(c.of(name) for c in mine)][:5]
+    return table(
+        f"{plain(source.title)}: measured, then the error of the prediction. [measured, simulated]",
+        ("Condition", "Role", *(f"{QUANTITIES[n][0].split(',')[0]}, {QUANTITIES[n][1]}" for n in names)),
+        [(breakable(c.name, 30), c.role, *(_cell(c, name) for name in names)) for c in mine],
+        "ll" + "r" * len(names),
+        ("1", *("auto",) * (len(names) + 1)),
+        size=7.6,
+    )
+
+
+def _cell(condition: Condition, name: str) -> str:
+    one = condition.of(name)
+    if one is None:
+        return "\u2014"
+    return f"{one.measured:.4g} ({100 * one.error:+.1f}%)".replace("-", "\u2212")
+
+
+def _method(fidelity: Fidelity) -> tuple[Block, ...]:
+    return (
+        Bullets(
+            tuple(
+                Paragraph(
+                    f"{plain(source.fitted_on)} Device: {plain(source.device)}; clock: {plain(source.clock)}."
+                    + (f" Source: {plain(source.citation)}." if source.citation else ""),
+                    lead=f"{plain(source.title)}.",
+                )
+                for source in fidelity.sources
+            )
+        ),
+    )

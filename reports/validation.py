@@ -1,0 +1,80 @@
+"""The document of a validation: predicted against measured as PDF, figures, JSON and a Markdown table."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from analysis.fidelity.table import Fidelity, errors_of
+from calibration.errors import ReportError
+from reports.document import Document, Figure
+from reports.figures.fidelity import draw_fidelity
+from reports.report import render, write_atomic
+from reports.sections.fidelity import fidelity_sections
+from reports.text import listing, plain
+
+
+def write_validation(fidelity: Fidelity, out_pdf: str | os.PathLike[str]) -> Path:
+    """Write the document of `fidelity` to `out_pdf` and its figures as SVG beside it; give its path.
+
+    Dated by the youngest measurement: the same measurements give the same bytes. Raises `ReportError` for a figure or
+    document that cannot be made.
+    """
+    target = Path(out_pdf)
+    drawings = draw_fidelity(fidelity)
+    moment = _moment(fidelity)
+    head = _verdict(fidelity)
+    document = Document(
+        title="How far can the predictions be trusted?",
+        kicker="paceline validation",
+        subtitle=f"{len(fidelity.conditions)} conditions, {len(fidelity.held_out())} of them held out.",
+        running="Predicted against measured",
+        footer="[measured] on an engine   [simulated] predicted by the scenario beside it",
+        date=f"{moment:%Y-%m-%d}",
+        created=(moment.year, moment.month, moment.day),
+        question="How close do simulated throughput and latency come to what real engines do under speculation?",
+        verdict=head[0],
+        answer=head[1:],
+        front=(Figure.of(drawings["fidelity-errors"]),) if "fidelity-errors" in drawings else (),
+        sections=fidelity_sections(fidelity, drawings),
+    )
+    try:
+        for drawing in drawings.values():
+            write_atomic(target.parent / "figures" / f"{drawing.name}.svg", drawing.svg.encode())
+        write_atomic(target, render(document, moment))
+    except OSError as fault:
+        raise ReportError(f"{target}: cannot be written ({fault.strerror or fault})") from None
+    return target
+
+
+def _verdict(fidelity: Fidelity) -> tuple[str, ...]:
+    """Give the headline, then a sentence for each source."""
+    told = []
+    for source in fidelity.sources:
+        held = fidelity.held_out(source.name)
+        found = [
+            f"{label} {100 * errors.median:.1f}% (worst {100 * errors.worst:.1f}%)"
+            for name, label in (
+                ("output_throughput", "throughput"),
+                ("speedup", "speed-up"),
+                ("p99_tpot_ms", "p99 TPOT"),
+            )
+            if (errors := errors_of(name, held)) is not None
+        ]
+        if found:
+            told.append(f"{plain(source.title)}, {len(held)} held-out conditions, median errors: {listing(found)}.")
+    overall = errors_of("output_throughput", fidelity.held_out())
+    head = "No throughput was measured on held-out conditions."
+    if overall is not None:
+        head = f"Throughput under speculation is predicted within {100 * overall.median:.1f}% (median over "
+        head += f"{overall.conditions} held-out conditions; worst {100 * overall.worst:.1f}%)."
+    return (head, *told)
+
+
+def _moment(fidelity: Fidelity) -> datetime:
+    try:
+        moment = datetime.fromisoformat(fidelity.created)
+    except ValueError:
+        raise ReportError(f"fidelity: created must be an ISO 8601 time, got {fidelity.created!r}") from None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
