@@ -6,7 +6,7 @@ draft started there would have to match first: at t, the prompt and x_0 .. x_{t-
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,22 +122,31 @@ TABLES: dict[str, tuple[Column, ...]] = {
 
 def arrow_schema(table: str) -> pa.Schema:
     """Give the Arrow schema of `table`, with nullability."""
-    return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in TABLES[table]])
+    return _arrow(TABLES[table])
+
+
+def _arrow(columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema([pa.field(c.name, c.type, nullable=c.nullable) for c in columns])
 
 
 def make_table(table: str, columns: Mapping[str, Any]) -> pa.Table:
-    """Build a table from columns by name; missing nullable columns become all-missing.
+    """Build a table of a TraceSet from columns by name; missing nullable columns become all-missing.
 
     Raises `TraceError` that names the column when a value does not fit its type.
     """
+    return build_table(table, columns, TABLES[table])
+
+
+def build_table(table: str, columns: Mapping[str, Any], wanted: Sequence[Column]) -> pa.Table:
+    """Build a table called `table` with the columns `wanted`, as `make_table` does."""
     from calibration.errors import TraceError
 
-    unknown = set(columns) - {c.name for c in TABLES[table]}
+    unknown = set(columns) - {c.name for c in wanted}
     if unknown:
         raise TraceError(f"{table}: no such column: {', '.join(sorted(unknown))}")
     rows = max((len(values) for values in columns.values()), default=0)
     arrays = []
-    for column in TABLES[table]:
+    for column in wanted:
         values = columns.get(column.name)
         if values is None:
             if not column.nullable and rows:
@@ -148,4 +157,4 @@ def make_table(table: str, columns: Mapping[str, Any]) -> pa.Table:
             arrays.append(pa.array(values, type=column.type, from_pandas=True))
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as fault:
             raise TraceError(f"{table}: column '{column.name}': must be {column.type}, {fault}") from None
-    return pa.Table.from_arrays(arrays, schema=arrow_schema(table))
+    return pa.Table.from_arrays(arrays, schema=_arrow(wanted))

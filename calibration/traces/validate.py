@@ -5,6 +5,7 @@ Every fault reads ``file: column 'c', row r: rule, got value``; rows count from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,23 @@ def conform(name: str, table: pa.Table, version: int = SCHEMA_VERSION) -> pa.Tab
     Unknown columns, missing columns and wrong types are refused. Columns that schema `version` did not know yet are
     filled with missing values.
     """
-    wanted = {c.name: c for c in TABLES[name]}
+    return _arranged(name, table, TABLES[name], version)
+
+
+def conform_to(name: str, table: pa.Table, columns: Sequence[Column]) -> pa.Table:
+    """Give `table` with exactly `columns`, each of whose rules is checked; raises as `validate` does."""
+    arranged = _arranged(name, table, columns)
+    for column in columns:
+        _check_column(name, arranged, column)
+    return arranged
+
+
+def _arranged(name: str, table: pa.Table, columns: Sequence[Column], version: int = SCHEMA_VERSION) -> pa.Table:
+    wanted = {c.name: c for c in columns}
     for extra in [c for c in table.column_names if c not in wanted]:
         _fail(name, extra, None, "no such column in the schema")
     arrays = []
-    for column in TABLES[name]:
+    for column in columns:
         if column.name not in table.column_names:
             if column.since > version:
                 arrays.append(pa.chunked_array([pa.nulls(table.num_rows, column.type)]))
@@ -51,7 +64,7 @@ def conform(name: str, table: pa.Table, version: int = SCHEMA_VERSION) -> pa.Tab
         if array.type != column.type:
             _fail(name, column.name, None, f"must be {column.type}", array.type)
         arrays.append(array)
-    return pa.Table.from_arrays(arrays, names=[c.name for c in TABLES[name]])
+    return pa.Table.from_arrays(arrays, names=[c.name for c in columns])
 
 
 def _check_column(name: str, table: pa.Table, column: Column) -> None:

@@ -1,0 +1,14 @@
+"""Measured runs: what a real engine did under a scenario, as a folder that lies beside its prediction.
+
+    MeasuredRun     manifest, requests and steps of one condition, every repeat of it
+    Manifest        what was measured, on which engine and device, on which clock
+
+No torch needed; see `calibration.measured.schema` for the tables.
+"""
+
+from __future__ import annotations
+
+from calibration.measured.manifest import EngineInfo, Manifest
+from calibration.measured.run import MeasuredRun
+
+__all__ = ["EngineInfo", "Manifest", "MeasuredRun"]

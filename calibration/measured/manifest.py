@@ -1,0 +1,80 @@
+"""The manifest of a measured run: which engine, where, on which clock, and what could not be seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calibration.errors import TraceError
+from calibration.traces.manifest import DeviceInfo
+
+SCHEMA_VERSION = 1
+"""Schema of measured runs that this version writes, and the newest that it reads."""
+
+Setting = str | int | float | bool
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class EngineInfo(_Strict):
+    """The engine that was driven: its name, its version where known, and the settings that it ran with."""
+
+    name: str
+    version: str | None = None
+    settings: dict[str, Setting] = Field(default_factory=dict)
+
+
+class Manifest(_Strict):
+    """Everything about a measured run that is not a table.
+
+    `role`: ``fit`` runs may be looked at before predicting, ``held-out`` ones may not. `clock`: what seconds mean,
+    CPU time of the engine's thread (``thread-cpu``; idle time between arrivals is skipped) or ``wall`` time.
+    `model`: what was served. `scenario_hash`: of the scenario beside it. `unknown`: what could not be seen from
+    outside, one entry each. `counters`: how far the engine's own counters went over all repeats, by Prometheus name
+    and labels.
+    """
+
+    schema_version: Annotated[int, Field(ge=1)] = SCHEMA_VERSION
+    paceline_version: str
+    name: str
+    role: Literal["fit", "held-out"]
+    engine: EngineInfo
+    model: str
+    device: DeviceInfo
+    clock: Literal["thread-cpu", "wall"]
+    repeats: Annotated[int, Field(ge=1)]
+    created: str
+    command: str
+    software: dict[str, str] = Field(default_factory=dict)
+    scenario_hash: str
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    counters: dict[str, float] = Field(default_factory=dict)
+
+
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """Read a manifest from JSON; `TraceError` names every fault, a newer schema version first of all."""
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as fault:
+        raise TraceError(f"{path}:{fault.lineno}: not valid JSON ({fault.msg})") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise TraceError(
+            f"{path}: schema_version must be at most {SCHEMA_VERSION}, got {version}; "
+            "a newer paceline wrote this run, upgrade to read it"
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as fault:
+        lines = [
+            f"{path}: {'.'.join(str(part) for part in error['loc']) or 'manifest'}: {error['msg']}"
+            + ("" if isinstance(error["input"], dict | list) else f", got {error['input']!r}")
+            for error in fault.errors()
+        ]
+        raise TraceError("\n".join(lines)) from None
