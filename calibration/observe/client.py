@@ -1,0 +1,130 @@
+"""HTTP with one server: every fault becomes one `CalibrationError` that begins with the address."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from calibration.errors import CalibrationError, MissingExtraError
+from calibration.observe.answer import said
+from calibration.observe.sse import EventReader
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_S = 10.0
+"""Longest wait for a connection."""
+_KEEP_IDLE_S = 2.0
+"""How long an idle connection is used again: less than servers keep one (uvicorn 5 s), who may close it meanwhile."""
+
+
+class RefusedError(CalibrationError):
+    """The server answered a request with an HTTP error; `status` is its code."""
+
+    def __init__(self, url: str, status: int, body: bytes) -> None:
+        super().__init__(f"{url}: the server must answer with HTTP 200, got {status}: {said(_object(body))}")
+        self.status = status
+
+
+class Client:
+    """One server at `url` (with or without ``/v1`` at its end); use as an asynchronous context manager.
+
+    `timeout_s`: longest wait for the next byte of an answer. Proxies are taken from the environment, as httpx does.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 300.0) -> None:
+        library = _httpx()
+        self.url = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise CalibrationError(f"url: must begin with http:// or https://, got {url!r}")
+        self._timeout_s = timeout_s
+        headers = {"Accept-Encoding": "identity"}  # compression would hold events back
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        limits = library.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_IDLE_S)
+        timeout = library.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s), pool=None)
+        with self._explained(self.url):
+            self._http: httpx.AsyncClient = library.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+
+    async def __aenter__(self) -> Client:
+        """Open it."""
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(self, *fault: object) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def get(self, path: str, *, required: bool = False) -> bytes | None:
+        """Give what the server has at `path`; None where it has nothing there, unless it is `required`."""
+        url = self.url + path
+        with self._explained(url):
+            try:
+                response = await self._http.get(url)
+            except (_httpx().ReadError, _httpx().RemoteProtocolError):  # a kept connection that the server closed
+                response = await self._http.get(url)
+        if response.status_code in (401, 403) or (required and response.status_code != 200):
+            raise RefusedError(url, response.status_code, response.content)
+        return response.content if response.status_code == 200 else None
+
+    async def get_object(self, path: str, *, required: bool = False) -> dict[str, Any] | None:
+        """Give the JSON object that the server has at `path`, None where it has none there."""
+        body = await self.get(path, required=required)
+        found = None if body is None else _object(body)
+        return found if isinstance(found, dict) else None
+
+    async def stream(self, path: str, body: Mapping[str, Any], hear: Callable[[dict[str, Any]], None]) -> None:
+        """Post `body` and let `hear` have every event of the streamed answer as soon as its bytes are there."""
+        url, events = self.url + path, EventReader()
+        with self._explained(url):
+            async with self._http.stream("POST", url, json=body) as response:
+                if response.status_code != 200:
+                    raise RefusedError(url, response.status_code, await response.aread())
+                async for data in response.aiter_bytes():
+                    for event in events.feed(data):
+                        hear(event)
+        if events.cut:
+            raise CalibrationError(
+                f"{url}: the stream must end with a whole event, it broke off in the middle of one"
+            )
+
+    @contextmanager
+    def _explained(self, url: str) -> Iterator[None]:
+        """Turn the faults of httpx into errors that say what to do."""
+        library = _httpx()
+        try:
+            yield
+        except RefusedError:
+            raise
+        except CalibrationError as fault:
+            raise CalibrationError(f"{url}: {fault}") from None
+        except library.ConnectTimeout:
+            raise CalibrationError(f"{url}: cannot connect within {CONNECT_S:g} s; is the server running?") from None
+        except library.TimeoutException:
+            raise CalibrationError(
+                f"{url}: the next byte of an answer must come within {self._timeout_s:g} s, none came"
+            ) from None
+        except library.ConnectError as fault:
+            raise CalibrationError(f"{url}: cannot connect, {fault}; is the server running?") from None
+        except (library.InvalidURL, library.UnsupportedProtocol) as fault:
+            raise CalibrationError(f"{url}: must be an address, {fault}") from None
+        except library.TransportError as fault:
+            raise CalibrationError(f"{url}: the connection broke, {str(fault) or type(fault).__name__}") from None
+
+
+def _object(body: bytes) -> Any:
+    """Give the JSON value in `body`, or its text where it is none."""
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")
+
+
+def _httpx() -> Any:
+    try:
+        return importlib.import_module("httpx")
+    except ModuleNotFoundError:
+        raise MissingExtraError("httpx", "observe") from None
