@@ -1,0 +1,114 @@
+"""Where imported figures come from: what their user knows of the run, and the manifest that says so."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from calibration.traces import DecodingInfo, DeviceInfo, DrafterInfo, Manifest, ModelInfo, PromptSource
+from calibration.traces.manifest import CostConstants
+from calibration.version import paceline_version
+
+LOOKUPS = ("prompt-lookup", "ngram", "suffix", "retrieval", "trigram", "memory")
+"""Paradigms that find drafts in text: they propose given tokens, at times none, and not always as many as asked."""
+TOKENS_ALONE = ("standalone", "draft_model", "draft-model")
+"""Paradigms whose next drafted token depends on the tokens before it and on nothing else, when drafting greedily."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the user says about a run whose report does not tell it.
+
+    `paradigm`: how the drafter drafts, in the field's word or the engine's name of the method (``ngram``, ``suffix``,
+    ``eagle3``, ``draft_model`` ...); the lookups of `LOOKUPS` may propose less than asked, the others always propose.
+    `domain`: of all requests; default: the name of each file. `temperature`: 0 is greedy; None: not known.
+    """
+
+    verifier: str = "unknown"
+    drafter: str = "drafter"
+    paradigm: str = "unknown"
+    domain: str | None = None
+    temperature: float | None = None
+    device: str = "unknown"
+    costs: CostConstants | None = None
+    command: str = ""
+
+    @property
+    def looks_up(self) -> bool:
+        """Say whether the drafter finds its drafts in text."""
+        return self.paradigm in LOOKUPS
+
+    @property
+    def sees_tokens_alone(self) -> bool:
+        """Say whether match bits determine the run lengths of the drafter."""
+        return self.paradigm in TOKENS_ALONE
+
+    def domain_of(self, path: Path) -> str:
+        """Give the domain of the requests of `path`."""
+        return self.domain or path.stem
+
+    def with_verifier(self, name: object) -> Origin:
+        """Give this origin with the verifier that a report names, where the user did not name it."""
+        return replace(self, verifier=name) if self.verifier == "unknown" and isinstance(name, str) and name else self
+
+    def manifest(
+        self,
+        import_format: str,
+        *,
+        longest_draft: int,
+        prompts: Sequence[PromptSource],
+        seed: int,
+        unknown: Sequence[str],
+        notes: Sequence[str],
+    ) -> Manifest:
+        """Give the manifest of an import in which drafts had at most `longest_draft` tokens."""
+        temperature = self.temperature or 0.0
+        drafter = DrafterInfo(
+            name=self.drafter,
+            paradigm=self.paradigm,
+            deterministic=self.looks_up,
+            max_draft_tokens=longest_draft,
+        )
+        return Manifest(
+            paceline_version=paceline_version(),
+            kind="imported",
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=self.command,
+            seed=seed,
+            verifier=ModelInfo(name=self.verifier),
+            drafters=(drafter,),
+            decoding=DecodingInfo(mode="sampled" if temperature > 0 else "greedy", temperature=temperature),
+            device=DeviceInfo(name=self.device, kind="unknown"),
+            prompts=tuple(prompts),
+            import_format=import_format,
+            unknown=(*unknown, *self._not_told()),
+            notes=tuple(notes),
+            costs=self.costs,
+        )
+
+    def _not_told(self) -> list[str]:
+        missing = ["confidences, entropies, overlap and rollouts: engines do not report them"]
+        if self.costs is None:
+            missing.append("step timings: not reported; prices must come from a cost model")
+        else:
+            missing.append("step timings: not reported; prices come from constants given by the user")
+        if self.temperature is None:
+            missing.append("temperature and top-p: not given; written down as greedy")
+        elif self.temperature > 0:
+            missing.append(
+                "what other draws of the sampler would have accepted: run lengths hold those of this one run"
+            )
+        for what in ("verifier", "paradigm", "device"):
+            if getattr(self, what) == "unknown":
+                missing.append(f"{what}: not given")
+        missing.append("model shapes and software versions")
+        return missing
+
+
+def prompt_source(path: Path, domain: str, requests: int) -> PromptSource:
+    """Describe one imported file, with the sha256 of its bytes."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return PromptSource(name=path.name, sha256=digest, domain=domain, prompts=requests)

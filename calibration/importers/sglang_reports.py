@@ -1,0 +1,160 @@
+"""The shapes in which SGLang reports speculation, read into one: answers with their counts, or one mean of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from calibration.errors import TraceError
+from calibration.importers.aggregates import Lengths, even_lengths
+from calibration.importers.origin import Origin
+from calibration.importers.reading import Object, count, counts, measure
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its lengths in tokens, why it ended, and the object that holds its counts."""
+
+    place: str
+    size: tuple[int, int]
+    finish_reason: str
+    meta: Object
+
+
+@dataclass(frozen=True)
+class RunMean:
+    """What a report says of a whole run. `accept_length` holds the bonus token; None: not said.
+
+    `arguments`: objects that may hold the server's arguments.
+    """
+
+    kind: str
+    accept_length: float
+    arguments: tuple[Object, ...]
+    lengths: Lengths | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def longest(self) -> int | None:
+        """Give the longest chain of drafts that the server's arguments allow."""
+        for key, root in (("speculative_num_steps", 0), ("speculative_num_draft_tokens", 1)):
+            for one in self.arguments:
+                value = one.get(key)
+                if isinstance(value, int) and value > root:
+                    return value - root
+        return None
+
+    def named(self, origin: Origin) -> Origin:
+        """Give `origin` with the names in the server's arguments, where the user did not give them."""
+        for one in self.arguments:
+            origin = origin.with_verifier(one.get("model_path"))
+            algorithm = one.get("speculative_algorithm")
+            if origin.paradigm == "unknown" and isinstance(algorithm, str):
+                origin = replace(origin, paradigm=algorithm.lower())
+        return origin
+
+
+def is_json(text: str) -> bool:
+    """Say whether `text` is JSON or JSON lines: whether it, or its first line, can be read as such."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    for part in (first, text):
+        try:
+            json.loads(part)
+        except json.JSONDecodeError:
+            continue
+        return True
+    return False
+
+
+def read_answer(answer: Object, place: str) -> Answer | None:
+    """Read one answer; None where it holds no ``spec_verify_ct``."""
+    meta = _meta(answer)
+    if meta is None:
+        return None
+    usage = answer.get("usage")
+    held = {**(usage if isinstance(usage, Mapping) else {}), **meta}
+    size = count(held, "prompt_tokens", place, 1), count(held, "completion_tokens", place, 1)
+    reason = meta.get("finish_reason")
+    kind = reason.get("type") if isinstance(reason, Mapping) else reason
+    return Answer(place, size, kind if kind in ("stop", "length") else "unknown", meta)
+
+
+def _meta(answer: Object) -> Object | None:
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
+    extension = answer.get("sglext")
+    details = extension.get("spec_tokens_details") if isinstance(extension, Mapping) else None
+    for found in (answer.get("meta_info"), first.get("meta_info"), details):
+        if isinstance(found, Mapping) and found.get("spec_verify_ct") is not None:
+            return found
+    return None
+
+
+def read_run(whole: Object, place: str) -> RunMean:
+    """Read a server info, or a result of ``bench_serving``."""
+    states = _states(whole)
+    if "accept_length" in whole:
+        length = measure(whole, "accept_length", place, 1)
+        return RunMean("sglang bench_serving", length, (whole, *states), _bench_lengths(whole, place))
+    named = "avg_spec_accept_length"
+    means = [measure(state, named, place, 1) for state in states if state.get(named) is not None]
+    if not means:
+        raise TraceError(
+            f"{place}: meta_info.spec_verify_ct, internal_states[].{named} or accept_length must be there; is this a "
+            "report of SGLang with speculation on?"
+        )
+    notes = ["mean accepted length since the server started, all its traffic included"]
+    if len(means) > 1:
+        notes.append(f"unweighted mean over {len(means)} schedulers")
+    return RunMean("sglang server info", sum(means) / len(means), (whole, *states), notes=tuple(notes))
+
+
+def _states(whole: Object) -> list[Object]:
+    """Give a server info, which may stand in a benchmark result, and the states of its schedulers."""
+    info = whole.get("server_info")
+    info = info if isinstance(info, Mapping) else whole
+    decode = info.get("decode")
+    if isinstance(decode, list) and decode and isinstance(decode[0], Mapping):
+        info = decode[0]
+    states = info.get("internal_states")
+    return [info, *(one for one in states or () if isinstance(one, Mapping))] if isinstance(states, list) else [info]
+
+
+def _bench_lengths(whole: Object, place: str) -> Sequence[tuple[int, int]] | None:
+    inputs, outputs = counts(whole, "input_lens", place), counts(whole, "output_lens", place)
+    if inputs and outputs and len(inputs) == len(outputs):
+        return [size for size in zip(inputs, outputs, strict=True) if min(size) > 0]
+    if "completed" not in whole:
+        return None
+    return even_lengths(
+        count(whole, "completed", place, 1),
+        count(whole, "total_input_tokens", place, 1),
+        count(whole, "total_output_tokens", place, 1),
+        place,
+    )
+
+
+def read_log(path: Path, text: str) -> RunMean:
+    """Read a log: the mean accept len of its decode lines, weighted by running requests."""
+    weighted = total = 0.0
+    for number, line in enumerate(text.splitlines(), start=1):
+        if "Decode batch" not in line or "accept len:" not in line:
+            continue
+        length = re.search(r"accept len: ([0-9.]+)", line)
+        running = re.search(r"#running-req: (\d+)", line)
+        if length is None or running is None:
+            raise TraceError(f"{path}:{number}: '#running-req: N' and 'accept len: X' must be in the line")
+        weighted += float(length[1]) * int(running[1])
+        total += int(running[1])
+    if total == 0:
+        raise TraceError(f"{path}: no 'Decode batch' line holds 'accept len:'; is this a log with speculation on?")
+    arguments: Object = {
+        key: int(match[1])
+        for key in ("speculative_num_steps", "speculative_num_draft_tokens")
+        if (match := re.search(rf"{key}=(\d+)", text)) is not None
+    }
+    notes = ("accept len of log lines, weighted by running requests: rounds are not counted there",)
+    return RunMean("sglang log", weighted / total, (arguments,), notes=notes)

@@ -1,0 +1,224 @@
+"""Import what vLLM aggregates about speculation: its Prometheus counters, its log lines. Estimates, labelled so.
+
+Counters (vLLM from 0.9 on, and llama.cpp with its own prefix), all unconditional and without the bonus token:
+``vllm:spec_decode_num_drafts_total``, ``_num_draft_tokens_total``, ``_num_accepted_tokens_total`` and
+``_num_accepted_tokens_per_pos_total{position="0"}``. Source: vllm/v1/spec_decode/metrics.py of vllm-project/vllm.
+
+Log lines, every ten seconds or so, newest form first:
+
+    SpecDecoding metrics: Mean acceptance length: 3.42, Current speculative depth: 3, Accepted throughput: ...,
+        Drafted throughput: ..., Accepted: 676 tokens, Drafted: 837 tokens,
+        Per-position acceptance rate: 0.921, 0.828, 0.674, Avg Draft acceptance rate: 80.8%
+    SpecDecoding metrics: Draft acceptance rate: 80.8%, Mean acceptance length: 3.42, Accepted: 676 tokens,
+        Drafted: 837 tokens, Per-position acceptance rate: 0.921, 0.828, 0.674
+    SpecDecoding metrics: Draft acceptance rate: 80.8%, Accepted: 676 tokens, Drafted: 837 tokens
+    Speculative metrics: Draft acceptance rate: 0.642, System efficiency: 0.598, Number of speculative tokens: 3,
+        Number of accepted tokens: 8547, Number of draft tokens: 13311, Number of emitted tokens: 10616.
+
+The last is the old engine's (V0, vLLM below 0.9): counts since the start, accepted tokens counted even behind a
+rejection (https://github.com/vllm-project/vllm/issues/9539), so that only emitted tokens give the tokens per round.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from calibration.errors import CalibrationError, TraceError
+from calibration.importers.aggregates import Lengths, law_note, spread_laws, spread_note, synthesize
+from calibration.importers.origin import Origin, prompt_source
+from calibration.importers.reading import read_text
+from calibration.importers.spec_totals import SpecTotals, totals_of
+from calibration.observe.prometheus import difference, parse_counters
+from calibration.traces import TraceSet
+
+_NEW, _OLD = "SpecDecoding metrics:", "Speculative metrics:"
+_GEOMETRIC = (
+    "acceptance by depth: not reported; ASSUMED to fall geometrically, with the reported mean accepted length and "
+    "drafts of the given length"
+)
+
+
+def import_vllm_counters(
+    after: str | os.PathLike[str],
+    *,
+    before: str | os.PathLike[str] | None = None,
+    lengths: Lengths | None = None,
+    draft_tokens: int | None = None,
+    request_std_tokens: float = 0.0,
+    origin: Origin | None = None,
+    seed: int = 0,
+) -> TraceSet:
+    """Give a TraceSet made up so that its replay has the acceptance that the counters in `after` tell.
+
+    `after`, `before`: the text of ``/metrics`` when the run ended and began (None: the server began with it).
+    `lengths`: prompt and output tokens of every request; default: as many requests as the counters saw finish, each
+    with the mean lengths. `draft_tokens`: the configured draft length, needed where acceptance by position is not
+    exposed. `request_std_tokens`: standard deviation between requests of their mean accepted length, which counters
+    do not tell (see `spread_laws`); 0: all alike. `seed`: of the draws.
+
+    Replay with drafts of up to the counted length gives the counted rates, mean length and, for lookups, share of
+    rounds without a draft, within sampling error. Raises `TraceError` for text that is not Prometheus', counters that
+    are missing or contradict themselves.
+    """
+    path, counters = _counters(after)
+    if before is not None:
+        try:
+            counters = difference(_counters(before)[1], counters)
+        except CalibrationError as fault:
+            raise TraceError(f"{path}: {fault}") from None
+    totals = totals_of(counters, str(path))
+    return totals_to_traces(
+        totals,
+        path,
+        "vllm prometheus counters (made up from aggregates)",
+        lengths=lengths,
+        draft_tokens=draft_tokens,
+        request_std_tokens=request_std_tokens,
+        origin=origin or Origin(),
+        seed=seed,
+    )
+
+
+def import_vllm_log(
+    log: str | os.PathLike[str],
+    *,
+    lengths: Lengths,
+    draft_tokens: int | None = None,
+    request_std_tokens: float = 0.0,
+    origin: Origin | None = None,
+    seed: int = 0,
+) -> TraceSet:
+    """Give a TraceSet made up so that its replay has the acceptance that vLLM's `log` states.
+
+    All ``SpecDecoding metrics:`` lines are pooled, each weighted by its drafts (accepted tokens over the sum of its
+    rates, which are rounded to 0.001); of the old ``Speculative metrics:`` lines the last one counts.
+    `lengths`: prompt and output tokens of every request, which a log does not tell. `draft_tokens`: needed where the
+    lines have no acceptance by position. The rest as for `import_vllm_counters`.
+
+    Raises `TraceError` with file and line for a line that does not keep its form.
+    """
+    path, text = read_text(log)
+    totals = _log_totals(path, text, draft_tokens)
+    return totals_to_traces(
+        totals,
+        path,
+        "vllm log lines (made up from aggregates)",
+        lengths=lengths,
+        draft_tokens=draft_tokens,
+        request_std_tokens=request_std_tokens,
+        origin=origin or Origin(),
+        seed=seed,
+    )
+
+
+def totals_to_traces(
+    totals: SpecTotals,
+    path: Path,
+    import_format: str,
+    *,
+    lengths: Lengths | None,
+    draft_tokens: int | None,
+    request_std_tokens: float,
+    origin: Origin,
+    seed: int,
+    unknown: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> TraceSet:
+    """Give the TraceSet made up from `totals`; `path` is the file that it imports."""
+    law = totals.law(origin.looks_up, draft_tokens)
+    sizes = totals.lengths() if lengths is None else lengths
+    rng = np.random.default_rng(seed)
+    untold = [spread_note(request_std_tokens), *unknown]
+    if lengths is None:
+        untold.append("lengths of single requests: counters hold sums; every request has the mean")
+    if totals.by_position is None:
+        untold.append(_GEOMETRIC)
+    domain = origin.domain_of(path)
+    return synthesize(
+        sizes,
+        spread_laws(law, sizes, request_std_tokens, rng),
+        import_format,
+        origin=origin,
+        seed=seed,
+        rng=rng,
+        prompts=(prompt_source(path, domain, len(sizes)),),
+        domain=domain,
+        unknown=untold,
+        notes=(law_note(law, totals.drafts), *totals.remarks(origin.looks_up), *notes),
+    )
+
+
+def _counters(file: str | os.PathLike[str]) -> tuple[Path, dict[str, float]]:
+    path, text = read_text(file)
+    try:
+        return path, parse_counters(text)
+    except CalibrationError as fault:
+        raise TraceError(f"{path}: {fault}") from None
+
+
+def _log_totals(path: Path, text: str, draft_tokens: int | None) -> SpecTotals:
+    new, old = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        place = f"{path}:{number}"
+        if _NEW in line:
+            new.append(_new_line(line.split(_NEW, 1)[1], place, draft_tokens))
+        elif _OLD in line:
+            old.append(_old_line(line.split(_OLD, 1)[1], place))
+    if not new and not old:
+        raise TraceError(f"{path}: no line holds '{_NEW}' or '{_OLD}'; is this a log of vLLM with speculation on?")
+    if not new:
+        return old[-1]
+    longest = max(len(one.by_position or ()) for one in new)
+    positions = np.zeros(longest)
+    for one in new:
+        positions[: len(one.by_position or ())] += one.by_position or ()
+    if longest and any(one.by_position is None for one in new):
+        raise TraceError(f"{path}: either all lines must hold 'Per-position acceptance rate' or none")
+    return SpecTotals(
+        str(path),
+        sum(one.drafts for one in new),
+        sum(one.drafted_tokens for one in new),
+        sum(one.accepted_tokens for one in new),
+        tuple(positions.tolist()) if longest else None,
+    )
+
+
+def _new_line(text: str, place: str, draft_tokens: int | None) -> SpecTotals:
+    """Read one line of vLLM's present engine."""
+    accepted, drafted = (
+        _number(text, r"Accepted: (\d+) tokens", place),
+        _number(text, r"Drafted: (\d+) tokens", place),
+    )
+    found = re.search(r"Per-position acceptance rate:((?:\s*[0-9.]+,?)+)", text)
+    if found is None:
+        if draft_tokens is None:
+            raise TraceError(f"{place}: 'Per-position acceptance rate' is missing; give the configured draft length")
+        return SpecTotals(place, drafted / draft_tokens, drafted, accepted)
+    rates = [float(rate) for rate in re.findall(r"\d+\.\d+", found[1])]
+    # Rates are accepted / drafts, rounded: their sum is more exact than the mean length in the line (two decimals).
+    drafts = accepted / sum(rates) if sum(rates) > 0 else drafted / max(len(rates), 1)
+    return SpecTotals(place, drafts, drafted, accepted, tuple(rate * drafts for rate in rates))
+
+
+def _old_line(text: str, place: str) -> SpecTotals:
+    """Read one line of vLLM's old engine: emitted tokens, over rounds, hold the bonus token."""
+    length = _number(text, r"Number of speculative tokens: (\d+)", place)
+    drafted = _number(text, r"Number of draft tokens: (\d+)", place)
+    emitted = _number(text, r"Number of emitted tokens: (\d+)", place)
+    if length < 1:
+        raise TraceError(f"{place}: 'Number of speculative tokens' must be >= 1, got {length:g}")
+    rounds = drafted / length
+    return SpecTotals(place, rounds, drafted, emitted - rounds, draft_tokens=round(length))
+
+
+def _number(text: str, pattern: str, place: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        name = pattern.split(":")[0]
+        raise TraceError(f"{place}: '{name}: NUMBER' must be in the line, got '{text.strip()[:80]}'")
+    return float(found[1])
