@@ -17,12 +17,13 @@ from calibration.traces.manifest import ModelInfo
 class Shape:
     """A Llama-like decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    The family ``qwen2`` has biases on the query, key and value projections, ``llama`` has none. ``tied``: the LM head
-    is the embedding. ``source``: where the numbers were published.
+    The family ``qwen2`` has biases on the query, key and value projections, ``llama`` has none, ``qwen3`` has norms
+    of every query and key head instead. ``tied``: the LM head is the embedding. ``source``: where the numbers were
+    published.
     """
 
     name: str
-    family: Literal["llama", "qwen2"]
+    family: Literal["llama", "qwen2", "qwen3"]
     layers: int
     hidden: int
     intermediate: int
@@ -52,6 +53,11 @@ class Shape:
         return self.family == "qwen2"
 
     @property
+    def qk_norm(self) -> bool:
+        """Whether every query head and every key head is normalised before its rotation."""
+        return self.family == "qwen3"
+
+    @property
     def layer_matrix_parameters(self) -> int:
         """Entries of the weight matrices of one decoder layer."""
         attention = self.hidden * 2 * (self.query_width + self.kv_width)
@@ -59,9 +65,10 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of one decoder layer: its matrices, two norms and the biases."""
+        """Parameters of one decoder layer: its matrices, its norms and the biases."""
         biases = self.query_width + 2 * self.kv_width if self.qkv_bias else 0
-        return self.layer_matrix_parameters + 2 * self.hidden + biases
+        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        return self.layer_matrix_parameters + norms + biases
 
     @property
     def head_parameters(self) -> int:
@@ -94,9 +101,12 @@ class Shape:
         values, neither a shape nor a cost.
         """
         transformers = require("transformers")
-        kind, options = transformers.Qwen2Config, {}
-        if self.family == "llama":
-            kind, options = transformers.LlamaConfig, {"head_dim": self.head_dim}
+        kinds = {
+            "llama": transformers.LlamaConfig,
+            "qwen2": transformers.Qwen2Config,
+            "qwen3": transformers.Qwen3Config,
+        }
+        kind, options = kinds[self.family], {} if self.family == "qwen2" else {"head_dim": self.head_dim}
         return kind(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
@@ -139,6 +149,23 @@ def _qwen(size: str, layers: int, hidden: int, intermediate: int, heads: int, kv
         max_positions=32_768 if size in ("0.5b", "3b") else 131_072,
         norm_eps=1e-5 if size in ("14b", "32b", "72b") else 1e-6,
         **more,
+    )
+
+
+def _qwen3(size: str, layers: int, hidden: int, intermediate: int, heads: int) -> Shape:
+    return Shape(
+        f"qwen3-{size}",
+        "qwen3",
+        layers,
+        hidden,
+        intermediate,
+        heads,
+        8,
+        151_936,
+        f"Qwen/Qwen3-{size.upper()}",
+        rope_theta=1e6,
+        max_positions=40_960,
+        norm_eps=1e-6,
     )
 
 
@@ -190,12 +217,22 @@ _ALL = (
     Shape("tiny-qwen", "qwen2", 4, 64, 96, 4, 1, 128, "for tests, not published", head_dim=16),
 )
 
+_UNTIMED = (
+    _qwen3("8b", 36, 4096, 12_288, 32),
+    _qwen3("14b", 40, 5120, 17_408, 40),
+    _qwen3("32b", 64, 5120, 25_600, 64),
+)
+
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in _ALL}
-"""Every known shape, by name."""
+"""Every shape whose steps can be timed, by name."""
+
+UNTIMED: dict[str, Shape] = {shape.name: shape for shape in _UNTIMED}
+"""Shapes to count and price only, by name: the decoder that is timed has no norms of query and key heads."""
 
 
 def get_shape(name: str) -> Shape:
-    """Give the shape called `name`; `CalibrationError` where there is none."""
-    if name not in SHAPES:
-        raise CalibrationError(f"shape '{name}': not known{did_you_mean(name, SHAPES)}")
-    return SHAPES[name]
+    """Give the shape called `name`, one that can be timed or not; `CalibrationError` where there is none."""
+    known = SHAPES | UNTIMED
+    if name not in known:
+        raise CalibrationError(f"shape '{name}': not known{did_you_mean(name, known)}")
+    return known[name]
