@@ -18,6 +18,7 @@ from simulator.placement.make import placement_provenance
 from simulator.playback.replay import Replay, SequenceTable, select_sequences
 from simulator.pricing.costs import Prices
 from simulator.pricing.energy import joules
+from simulator.pricing.power import modelled_joules
 from simulator.results import metrics
 from simulator.results.record import Record, iterations_table, requests_table
 from simulator.results.result import RunResult
@@ -61,7 +62,7 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
         **metrics.where_time_went(iterations),
         **metrics.beside(record),
         **metrics.memory(record, iterations),
-        **(joules(traces.timings, prices.describe(), iterations) if _alike(places) else {}),
+        **_joules(traces, places, iterations),
         "iterations": iterations.num_rows,
         "extrapolated_iterations": extrapolated,
         **_signals(places),
@@ -79,6 +80,14 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
     }
     _warn(extrapolated, iterations.num_rows)
     return RunResult(scenario, summary, requests, iterations)
+
+
+def _joules(traces: TraceSet, places: list[Station], iterations: pa.Table) -> dict[str, Any]:
+    """Give the joules of a fleet of equal replicas: from measured power, else from that fitted for the roofline."""
+    if not _alike(places):
+        return {}
+    costs = places[0].prices.describe()
+    return joules(traces.timings, costs, iterations) or modelled_joules(costs, iterations)
 
 
 def _signals(places: list[Station]) -> dict[str, int]:
@@ -154,6 +163,14 @@ def _warn(extrapolated: int, iterations: int) -> None:
         )
 
 
+_COSTS = {
+    "fitted": "fitted to recorded timings",
+    "observed": "fitted to steps of an engine",
+    "roofline": "roofline with efficiencies fitted to public tables",
+}
+"""What prices of a kind rest on."""
+
+
 def _provenance(
     scenario: Scenario, manifest: Manifest, sequences: SequenceTable, replay: Replay | None, prices: Prices
 ) -> dict[str, Any]:
@@ -161,11 +178,12 @@ def _provenance(
     exactness = "none: nothing is drafted"
     if replay is not None:
         exactness = "exact in distribution (sampled)" if is_drawn(replay) else "exact (recorded run lengths)"
-    fitted = prices.verify.describe()["kind"] == "fitted"
     return {
         "results": "simulated",
-        "costs": "fitted to recorded timings" if fitted else "stated linear constants",
-        "acceptance": manifest.kind,
+        "costs": _COSTS.get(prices.verify.describe().get("kind", ""), "stated linear constants"),
+        "acceptance": manifest.kind
+        if manifest.import_format is None
+        else f"{manifest.kind}: {manifest.import_format}",
         "replay": exactness,
         "verifier": manifest.verifier.name,
         "drafter": ", ".join(drafter_names(scenario)) or None if scenario.speculates else None,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from calibration.traces.manifest import FractionOfVerify, LinearCost
+from simulator.keys.cost_settings import Roofline
 from simulator.keys.engine_settings import EngineKeys, EngineSettings, engine_faults
 from simulator.keys.fleet_settings import Batching, Outages, Routing, fleet_faults
 from simulator.keys.placement_settings import Placement
@@ -56,14 +57,31 @@ class Stated(Section):
     kind: Literal["stated"]
 
 
-VerifierCost = Annotated[Measured | Stated | LinearCost, Field(discriminator="kind")]
-DrafterCost = Annotated[Measured | Stated | LinearCost | FractionOfVerify, Field(discriminator="kind")]
+class Observed(Section):
+    """Fitted to an engine's own steps in measured runs of it, of the same model, device and clock.
+
+    `runs`: their folders, relative to the scenario file. The steps contain the host time of an iteration, so that
+    `overhead_s` must be left out. Steps of other shapes (longer drafts, larger batches) are priced as one forward
+    pass over all their tokens; see `simulator.pricing.observed`. For a drafter: its own steps where the engine timed
+    them, else what rounds with drafts took beyond the verifier's price; free where it has no model and no run
+    drafted.
+    """
+
+    kind: Literal["observed"]
+    runs: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+
+VerifierCost = Annotated[Measured | Stated | Observed | Roofline | LinearCost, Field(discriminator="kind")]
+DrafterCost = Annotated[
+    Measured | Stated | Observed | Roofline | LinearCost | FractionOfVerify, Field(discriminator="kind")
+]
 
 
 class Costs(Section):
     """Prices in seconds. A price left out comes from the TraceSet: its timings, else the constants it states.
 
-    `overhead_s`: host time of an engine iteration; 0 unless given, or stated beside stated verifier constants.
+    Beside an observed verifier, drafters left out are observed in the same runs. `overhead_s`: host time of an engine
+    iteration; 0 unless given, or stated beside stated verifier constants.
     """
 
     overhead_s: Seconds | None = None
@@ -192,7 +210,7 @@ class Scenario(Section):
 
 def _placed_parts(data: Mapping[str, Any]) -> dict[str, Any]:
     """Give the parts of a scenario that may hold paths."""
-    return {section: data[section] for section in ("traces", "workload", "replica") if section in data}
+    return {section: data[section] for section in ("traces", "workload", "costs", "replica") if section in data}
 
 
 def _with_paths(table: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
@@ -203,6 +221,8 @@ def _with_paths(table: Mapping[str, Any], change: Callable[[str], str]) -> dict[
             changed[key] = _with_paths(value, change)
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             changed[key] = [_with_paths(item, change) for item in value]
+        elif key == "runs":
+            changed[key] = [change(path) for path in value]
         else:
             changed[key] = change(value) if key == "path" or key.endswith("_path") else value
     return changed

@@ -10,9 +10,15 @@ from simulator.keys.settings import Count, Positive, Seconds, Section
 
 
 class SerialPlacement(Section):
-    """Drafting and verification in turn on one device."""
+    """Draft, then verify, on one device.
+
+    `pad_drafts`: the engine fills every draft up to the policy's length with padding that is verified and never
+    accepted, so that a slot always costs draft length + 1 tokens, also where its drafter proposes fewer (OpenVINO
+    GenAI's prompt lookup).
+    """
 
     kind: Literal["serial"] = "serial"
+    pad_drafts: bool = False
 
 
 class OverlappedPlacement(Section):

@@ -58,7 +58,7 @@ def make_placement(
         case settings.LayerParallelPlacement():
             assert isinstance(prices.draft, DraftPerStep)
             return LayerParallel(prices.draft)
-    return Serial()
+    return Serial(chosen.pad_drafts)
 
 
 def _check(chosen: settings.Placement, policy: StoppingPolicy, replay: Replay) -> None:

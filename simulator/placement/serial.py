@@ -21,8 +21,12 @@ class Serial:
 
     A policy may have every slot draft ahead and verify a part only (`drafts_ahead`): drafting is priced in full, and
     `drafted` counts what is verified. With a `tree`, every slot drafts and verifies all its nodes. A round in which
-    the policy asks nothing of any slot leaves the drafter idle.
+    the policy asks nothing of any slot leaves the drafter idle. With `pad_drafts` a slot verifies as many tokens as
+    the policy asked for, whatever its drafter proposed.
     """
+
+    def __init__(self, pad_drafts: bool = False) -> None:
+        self._pad_drafts = pad_drafts
 
     def opened(self, slots: IntArray) -> None:
         """Nothing to forget."""
@@ -31,16 +35,16 @@ class Serial:
         """Play one round."""
         if policy.tree is not None:
             return _play_tree(round_, left, policy.tree, replay)
-        drafted, ahead = policy.draft_tokens(round_), policy.drafts_ahead
-        runs = policy.always_drafts or bool(drafted.any())
+        asked, ahead = policy.draft_tokens(round_), policy.drafts_ahead
+        runs = policy.always_drafts or bool(asked.any())
         proposals = None if replay.proposal_length is None else replay.proposal_length.take(round_.cursor)
-        if proposals is not None:
-            drafted = np.minimum(drafted, proposals)
+        drafted = asked if proposals is None else np.minimum(asked, proposals)
         accepted = np.minimum(round_.future_run_length, drafted)
         emitted = np.minimum(accepted + 1, left)
         shapes = replay.shapes
         places = None if shapes is None else replay.positions(round_.cursor)
         verified = drafted if shapes is None or places is None else shapes.verified(places, drafted)
+        verified = np.maximum(verified, asked) if self._pad_drafts else verified
         tokens = round_.active + int(verified.sum())
         total_context = int(round_.context.sum())
         if ahead is None:

@@ -12,11 +12,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from calibration.errors import CostError, did_you_mean
-from calibration.traces import Manifest, TraceSet
+from calibration.traces import Manifest, ModelInfo, TraceSet
 from calibration.traces.manifest import CostConstants, FractionOfVerify, LinearCost
 from simulator.arrays import FloatArray, IntArray
+from simulator.keys.cost_settings import Roofline
 from simulator.pricing.fitted import fit_step
-from simulator.scenario import Costs, DrafterCost, Measured, Scenario, Stated, VerifierCost
+from simulator.pricing.observed import fit_observed
+from simulator.pricing.observed_drafting import Drafting, Verified, fit_drafting
+from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, PromptTokens
+from simulator.pricing.roofline import Operation, RooflineStep, roofline_step
+from simulator.pricing.steps import EngineSteps, read_steps
+from simulator.scenario import DrafterCost, Measured, Observed, Scenario, Stated, VerifierCost
 
 Number = float | FloatArray | IntArray
 ONE_SHOT = frozenset({"prompt-lookup", "ngram", "medusa", "block-head"})
@@ -188,9 +194,9 @@ class Sharded:
 class Prices:
     """What an engine iteration costs, and how many prices lay outside of the measured range.
 
-    Prefill is a verifier step on the prompt tokens; the drafter's own prefill is not charged. Verification of a
-    decode round is priced at the next of `capture_sizes` (ascending) where there is one: vLLM pads a step to the
-    sizes that its CUDA graphs were captured for.
+    Prefill is a verifier step on the prompt tokens; the drafter's own prefill is charged where `draft_prefill` has
+    its price. Verification of a decode round is priced at the next of `capture_sizes` (ascending) where there is one:
+    vLLM pads a step to the sizes that its CUDA graphs were captured for.
     """
 
     def __init__(
@@ -203,20 +209,42 @@ class Prices:
     ) -> None:
         self.prefill, self.verify, self.draft, self.overhead_s = prefill, verify, draft, overhead_s
         self.capture_sizes = capture_sizes
+        self.draft_prefill: ObservedPrefill | PromptTokens | None = None
+        """Price of prompts in the one drafter, where it was observed."""
         self.by_drafter: dict[str, DraftCost] = {}
         """Prices of several drafters among whom requests are routed; `draft` is None then."""
         self.extrapolated_iterations = 0
+        self._tokens = 0
+
+    def changed_s(self, tokens: int) -> float:
+        """Give what a step takes longer that computes `tokens` because the one before computed another number.
+
+        To be called once a step: it remembers. 0 unless costs are observed.
+        """
+        changed, self._tokens = tokens != self._tokens, tokens
+        return self.verify.change_s if changed and isinstance(self.verify, ObservedStep) else 0.0
 
     def prefill_s(self, batch: int, prompt_tokens: int, context_tokens: int = 0) -> float:
-        """Give the verifier's seconds for prefilling `prompt_tokens` behind `context_tokens`: sums over the batch."""
+        """Give the seconds for prefilling `prompt_tokens` behind `context_tokens`: sums over the batch."""
         self.extrapolated_iterations += self.prefill.outside(batch, prompt_tokens, context_tokens)
-        return float(self.prefill.step_seconds(batch, prompt_tokens, context_tokens))
+        seconds = float(self.prefill.step_seconds(batch, prompt_tokens, context_tokens))
+        return seconds + self._drafter_prefill_s(batch, prompt_tokens, context_tokens)
 
-    def added_prefill_s(self, batch: int, prompt_tokens: int, context_tokens: int) -> float:
-        """Give the seconds that prefill chunks add to a decode step: a prefill step without its fixed part.
+    def _drafter_prefill_s(self, batch: int, prompt_tokens: int, context_tokens: int) -> float:
+        if self.draft_prefill is None:
+            return 0.0
+        return float(self.draft_prefill.step_seconds(batch, prompt_tokens, context_tokens))
 
-        Exact for linear costs; for measured ones an approximation, as mixed steps are not measured.
+    def added_prefill_s(self, batch: int, prompt_tokens: int, context_tokens: int, beside_tokens: int) -> float:
+        """Give the seconds that prefill chunks add to a decode step of `beside_tokens`.
+
+        Observed: what one joint pass of all tokens takes longer. Else a prefill step without its fixed part, exact
+        for linear costs; for those fitted to timings an approximation, as mixed steps are not timed.
         """
+        if isinstance(self.prefill, ObservedPrefill | RooflineStep):
+            self.extrapolated_iterations += self.prefill.outside(batch, prompt_tokens, context_tokens)
+            added = self.prefill.added_seconds(batch, prompt_tokens, context_tokens, beside_tokens)
+            return added + self._drafter_prefill_s(batch, prompt_tokens, context_tokens)
         return self.prefill_s(batch, prompt_tokens, context_tokens) - float(self.prefill.step_seconds(1, 0, 0))
 
     def verify_s(self, batch: int, tokens: int, context_tokens: int) -> tuple[float, bool]:
@@ -293,10 +321,11 @@ def make_prices(scenario: Scenario, traces: TraceSet) -> Prices:
     Raises `CostError` where neither has them.
     """
     costs, manifest = scenario.costs, traces.manifest
-    prefill, verify = _verifier(costs, traces)
-    draft = None
+    pricing = _Pricing(scenario, traces)
+    prefill, verify = pricing.verifier()
+    draft, draft_prefill = None, None
     if scenario.speculates and scenario.drafter is not None:
-        draft = _drafter(costs.drafter, traces, scenario.drafter.name)
+        draft, draft_prefill = pricing.drafter(costs.drafter, "drafter", scenario.drafter.name)
     overhead = costs.overhead_s
     if overhead is None:
         stated = isinstance(verify, LinearStep) and not isinstance(costs.verifier, LinearCost)
@@ -306,14 +335,18 @@ def make_prices(scenario: Scenario, traces: TraceSet) -> Prices:
     if size > 1:
         prefill, verify = (_shard(step, size, engine.all_reduce_s or 0.0) for step in (prefill, verify))
     prices = Prices(prefill, verify, draft, overhead, tuple(sorted(engine.cudagraph_capture_sizes or ())))
+    prices.draft_prefill = draft_prefill
     if scenario.speculates and scenario.routing is not None and scenario.routing.drafter is not None:
         own = costs.drafters or {}
-        names = scenario.routing.drafter.drafters
-        prices.by_drafter = {name: _drafter(own.get(name, costs.drafter), traces, name) for name in names}
+        for name in scenario.routing.drafter.drafters:
+            place = f"drafters.{name}" if name in own else "drafter"
+            prices.by_drafter[name] = pricing.drafter(own.get(name, costs.drafter), place, name)[0]
     return prices
 
 
 def _shard(step: StepCost, size: int, all_reduce_s: float) -> StepCost:
+    if isinstance(step, RooflineStep) and step.tensor_parallel == size:
+        return step  # it has the sharding in it
     if not isinstance(step, LinearStep):
         raise CostError(
             f"engine.tensor_parallel_size: must be 1 for measured costs, which hold for the devices they were taken "
@@ -322,42 +355,103 @@ def _shard(step: StepCost, size: int, all_reduce_s: float) -> StepCost:
     return Sharded(step, size, all_reduce_s)
 
 
-def _verifier(costs: Costs, traces: TraceSet) -> tuple[StepCost, StepCost]:
-    """Give the prices of (prefill, verify)."""
-    name = traces.manifest.verifier.name
-    choice = _resolve(costs.verifier, traces, name)
-    if isinstance(choice, Measured):
-        return fit_step(traces.timings, name, "prefill"), fit_step(traces.timings, name, "verify")
-    if isinstance(choice, Stated):
-        choice, source = _constants(traces.manifest).verifier, _constants(traces.manifest).source
-    else:
-        source = "scenario"
-    if not isinstance(choice, LinearCost):
-        raise CostError(f"costs.verifier.kind: must be measured, stated or linear, got '{choice.kind}'")
-    if choice.base_s + choice.per_token_s <= 0:
-        raise CostError("costs.verifier: base_s or per_token_s must be above zero, got 0: time would stand still")
-    step = LinearStep(choice, source)
-    return step, step
+class _Pricing:
+    """Finds the prices of one scenario."""
 
+    def __init__(self, scenario: Scenario, traces: TraceSet) -> None:
+        self._scenario, self._costs, self._traces = scenario, scenario.costs, traces
 
-def _drafter(cost: DrafterCost | None, traces: TraceSet, name: str) -> DraftCost:
-    info = traces.manifest.drafter(name)
-    choice, source = _resolve(cost, traces, name), "scenario"
-    if isinstance(choice, Measured):
-        step = fit_step(traces.timings, name, "draft")
+    def verifier(self) -> tuple[StepCost, StepCost]:
+        """Give the prices of (prefill, verify)."""
+        traces, name = self._traces, self._traces.manifest.verifier.name
+        choice = _resolve(self._costs.verifier, traces, name)
+        if isinstance(choice, Observed):
+            if self._costs.overhead_s:
+                raise CostError(
+                    "costs.overhead_s: must be left out for observed costs, whose steps contain it, "
+                    f"got {self._costs.overhead_s}"
+                )
+            return fit_observed(*self._verified(choice))
+        if isinstance(choice, Measured):
+            return fit_step(traces.timings, name, "prefill"), fit_step(traces.timings, name, "verify")
+        if isinstance(choice, Roofline):
+            return _roofline(choice, "prefill"), _roofline(choice, "verify")
+        if isinstance(choice, Stated):
+            choice, source = _constants(traces.manifest).verifier, _constants(traces.manifest).source
+        else:
+            source = "scenario"
+        if not isinstance(choice, LinearCost):
+            raise CostError(
+                f"costs.verifier.kind: must be measured, stated, observed, roofline or linear, got '{choice.kind}'"
+            )
+        if choice.base_s + choice.per_token_s <= 0:
+            raise CostError("costs.verifier: base_s or per_token_s must be above zero, got 0: time would stand still")
+        step = LinearStep(choice, source)
+        return step, step
+
+    def _steps(self, choice: Observed, place: str) -> EngineSteps:
+        return read_steps([self._scenario.locate(run) for run in choice.runs], f"costs.{place}.runs")
+
+    def _verified(self, choice: Observed) -> Verified:
+        info = self._traces.manifest.verifier
+        return Verified(self._steps(choice, "verifier"), info.name, _head_share(info))
+
+    def drafter(
+        self, cost: DrafterCost | None, place: str, name: str
+    ) -> tuple[DraftCost, ObservedPrefill | PromptTokens | None]:
+        """Give the price of drafting by `name`, and of its own prefill where that is known."""
+        traces, verifier = self._traces, self._costs.verifier
+        if cost is None and isinstance(verifier, Observed):
+            cost = verifier
+        info = traces.manifest.drafter(name)
+        choice, source = _resolve(cost, traces, name), "scenario"
         one_shot = info.paradigm in ONE_SHOT or (info.deterministic and info.layers == 0)
-        return DraftPerRound(step, tokens=False) if one_shot else DraftPerStep(step)
-    if isinstance(choice, Stated):
-        constants = _constants(traces.manifest)
-        source = constants.source
-        if name not in constants.drafters:
-            known = did_you_mean(name, constants.drafters)
-            raise CostError(f"manifest.json: costs.drafters: no constants for drafter '{name}'{known}")
-        choice = constants.drafters[name]
-    if isinstance(choice, FractionOfVerify):
-        return DraftFraction(choice, source)
-    linear = LinearStep(choice, source)
-    return DraftPerRound(linear, tokens=True) if choice.charged == "per_round" else DraftPerStep(linear)
+        if isinstance(choice, Observed):
+            verified = self._verified(verifier) if isinstance(verifier, Observed) else None
+            found = fit_drafting(self._steps(choice, place), name, one_shot, verified)
+            return _observed_draft(found, one_shot), found.prefill
+        if isinstance(choice, Measured):
+            step = fit_step(traces.timings, name, "draft")
+            return DraftPerRound(step, tokens=False) if one_shot else DraftPerStep(step), None
+        if isinstance(choice, Stated):
+            constants = _constants(traces.manifest)
+            source = constants.source
+            if name not in constants.drafters:
+                known = did_you_mean(name, constants.drafters)
+                raise CostError(f"manifest.json: costs.drafters: no constants for drafter '{name}'{known}")
+            choice = constants.drafters[name]
+        if isinstance(choice, Roofline):
+            if one_shot:
+                raise CostError(
+                    f"costs.{place}.kind: must be measured, stated, linear or fraction_of_verify for '{name}', which "
+                    "drafts in one step, got 'roofline'"
+                )
+            return DraftPerStep(_roofline(choice, "draft")), None
+        if isinstance(choice, FractionOfVerify):
+            return DraftFraction(choice, source), None
+        linear = LinearStep(choice, source)
+        return DraftPerRound(linear, tokens=True) if choice.charged == "per_round" else DraftPerStep(linear), None
+
+
+def _roofline(choice: Roofline, operation: Operation) -> RooflineStep:
+    options = choice.model_dump(exclude={"kind", "model", "device"})
+    return roofline_step(choice.model, choice.device, operation=operation, **options)
+
+
+def _observed_draft(found: Drafting, one_shot: bool) -> DraftCost:
+    if found.rounds:
+        return DraftPerRound(found.step, tokens=True)
+    return DraftPerRound(found.step, tokens=False) if one_shot else DraftPerStep(found.step)
+
+
+def _head_share(model: ModelInfo) -> float:
+    """Give the FLOPs of the LM head over those of the layers, for one token: hidden size * vocabulary / parameters.
+
+    Parameters without the embedding and the head. 0 where the shape is not known.
+    """
+    if model.vocabulary is None or model.hidden_size is None or not model.parameters_non_embedding:
+        return 0.0
+    return model.hidden_size * model.vocabulary / model.parameters_non_embedding
 
 
 def _resolve(cost: VerifierCost | DrafterCost | None, traces: TraceSet, model: str) -> VerifierCost | DrafterCost:

@@ -65,29 +65,25 @@ class Curve(NamedTuple):
         wide = self.wide_s * (new_tokens > batch)
         return inside + beyond + self.batch_s * (batch - 1) + (self.context_s + wide) * context_tokens
 
+    def times(self, factor: float) -> Curve:
+        """Give the curve of steps that take `factor` times as long."""
+        linear = (factor * value for value in (self.beyond_s, self.batch_s, self.context_s, self.wide_s))
+        return Curve(self.knots, self.values * factor, *linear)
+
 
 @dataclass(frozen=True)
-class FittedStep:
+class CurveStep:
     """Seconds of a step: f(N) + batch_s * (b - 1) + (context_s + wide_s * [N > b]) * C.
 
     b sequences have N new and C cached tokens between them; [N > b]: some sequence has several new tokens, and
-    attention leaves the path made for one. f is piecewise linear between the measured N, f(0) >= 0, and never
-    falls; no coefficient is negative, so a step never gets cheaper by one more sequence, token or cached token.
-    Beyond the largest measured N, f goes on with the steeper of its last slope and its mean slope. Coefficients
-    minimise the squared relative error over the cells (non-negative least squares).
-
-    Errors are mean and worst absolute relative errors; *held out*: each cell predicted by a fit to all the others
-    (missing below four cells).
+    attention leaves the path made for one. f is piecewise linear, f(0) >= 0, and never falls; no coefficient is
+    negative, so a step never gets cheaper by one more sequence, token or cached token.
     """
 
     model: str
     operation: str
-    cells: Cells
     curve: Curve
     range: Range
-    error: float
-    held_out_error: float | None
-    held_out_worst: float | None
 
     def step_seconds(self, batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
         """Give seconds; arguments broadcast. Both token counts are sums over the batch."""
@@ -113,6 +109,21 @@ class FittedStep:
         """
         low, high, largest, context = self.range
         return new_tokens > high or new_tokens < low or batch > largest or context_tokens > batch * context
+
+
+@dataclass(frozen=True)
+class FittedStep(CurveStep):
+    """A step whose f has its knots at the measured N; beyond the largest, the steeper of last slope and mean slope.
+
+    Coefficients minimise the squared relative error over the cells (non-negative least squares). Errors are mean and
+    worst absolute relative errors; *held out*: each cell predicted by a fit to all the others (missing below four
+    cells).
+    """
+
+    cells: Cells
+    error: float
+    held_out_error: float | None
+    held_out_worst: float | None
 
     def describe(self) -> dict[str, Any]:
         """Give the size and the range of the measurement and the errors of the fit."""
@@ -163,9 +174,9 @@ def _fit_packed(model: str, operation: str, packed: bytes) -> FittedStep:
         range=Range(
             float(total.min()), float(total.max()), float(cells.batch.max()), float(cells.context_tokens.max())
         ),
-        error=_digits(np.mean(_relative(curve, cells)), 4),
-        held_out_error=None if held_out is None else _digits(np.mean(held_out), 4),
-        held_out_worst=None if held_out is None else _digits(np.max(held_out), 4),
+        error=digits(np.mean(_relative(curve, cells)), 4),
+        held_out_error=None if held_out is None else digits(np.mean(held_out), 4),
+        held_out_worst=None if held_out is None else digits(np.max(held_out), 4),
     )
 
 
@@ -181,28 +192,49 @@ def measured_cells(timings: pa.Table, model: str, operation: str) -> Cells:
     return Cells(batch, new_tokens, context, np.array(medians, dtype=np.float64), repeats.astype(np.float64))
 
 
-def _fit(cells: Cells) -> Curve:
-    """Solve for non-negative steps of f between knots and non-negative linear terms."""
+def hinges(tokens: FloatArray, knots: FloatArray) -> list[FloatArray]:
+    """Give how many of `tokens` lie in each stretch between `knots`: the columns of a piecewise linear f."""
+    return [np.clip(tokens, low, high) - low for low, high in itertools.pairwise(knots)]
+
+
+def solve(
+    columns: list[FloatArray], seconds: FloatArray, near: FloatArray | None = None, weights: FloatArray | None = None
+) -> FloatArray:
+    """Give the non-negative coefficients of `columns` with the least squared error relative to `near`.
+
+    `near`: the seconds themselves unless given; `weights` of the rows: all alike unless given.
+    """
     from scipy.optimize import nnls
 
-    total, context = cells.batch * cells.new_tokens, cells.batch * cells.context_tokens
-    knots = np.concatenate(([0.0], np.unique(total)[1:]))
-    hinges = [np.clip(total, low, high) - low for low, high in itertools.pairwise(knots)]
-    columns = [np.ones_like(total), *hinges, context]
-    # With one number of new tokens only, these two say what other columns say.
-    if len(np.unique(cells.new_tokens)) > 1:
-        columns.append(cells.batch - 1)
-        if cells.new_tokens.min() == 1:
-            columns.append(context * (cells.new_tokens > 1))
     # Columns of very different size would spoil the conditioning.
     scale = np.array([max(float(column.max()), 1.0) for column in columns])
-    weighted = np.stack(columns, axis=1) / scale / cells.seconds[:, None]
-    solution = np.array([_digits(x) for x in nnls(weighted, np.ones_like(total), maxiter=10_000)[0] / scale])
+    near = seconds if near is None else near
+    weighted, target = np.stack(columns, axis=1) / scale / near[:, None], seconds / near
+    if weights is not None:
+        weighted, target = weighted * np.sqrt(weights)[:, None], target * np.sqrt(weights)
+    return np.array([digits(x) for x in nnls(weighted, target, maxiter=10_000)[0] / scale])
+
+
+def curve_of(knots: FloatArray, solution: FloatArray) -> Curve:
+    """Give the curve of a `solution`: f(0), its slopes, and as many of the linear terms (context first) as it has."""
     first, slopes, linear = solution[0], solution[1 : len(knots)], solution[len(knots) :].tolist()
     values = first + np.concatenate(([0.0], np.cumsum(slopes * np.diff(knots))))
     beyond = max(float(slopes[-1]), float(values[-1] - values[0]) / float(knots[-1])) if len(slopes) else 0.0
     context_s, batch_s, wide_s = linear + [0.0] * (3 - len(linear))
     return Curve(knots, values, beyond, batch_s, context_s, wide_s)
+
+
+def _fit(cells: Cells) -> Curve:
+    """Solve for non-negative steps of f between knots and non-negative linear terms."""
+    total, context = cells.batch * cells.new_tokens, cells.batch * cells.context_tokens
+    knots = np.concatenate(([0.0], np.unique(total)[1:]))
+    columns = [np.ones_like(total), *hinges(total, knots), context]
+    # With one number of new tokens only, these two say what other columns say.
+    if len(np.unique(cells.new_tokens)) > 1:
+        columns.append(cells.batch - 1)
+        if cells.new_tokens.min() == 1:
+            columns.append(context * (cells.new_tokens > 1))
+    return curve_of(knots, solve(columns, cells.seconds))
 
 
 def _relative(curve: Curve, cells: Cells) -> FloatArray:
@@ -216,5 +248,6 @@ def _leave_one_out(cells: Cells) -> FloatArray:
     return np.concatenate([_relative(_fit(cells[index != i]), cells[index == i]) for i in index])
 
 
-def _digits(value: Any, digits: int = _DIGITS) -> float:
-    return float(f"{float(value):.{digits}g}")
+def digits(value: Any, kept: int = _DIGITS) -> float:
+    """Give `value` with so many significant digits `kept`."""
+    return float(f"{float(value):.{kept}g}")

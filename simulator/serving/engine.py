@@ -140,9 +140,16 @@ class Engine:
             else:
                 draft_s, verify_s = prices.decode_s(None, live[CONTEXT], context)
                 seconds = draft_s + verify_s
-        if chunks:
-            price = prices.added_prefill_s if active else prices.prefill_s
-            prefill_s = price(len(chunks), prefill_tokens, cached)
+        tokens = 0 if not active else active if played is None else played.verified_tokens or active
+        if chunks and active:
+            prefill_s = prices.added_prefill_s(len(chunks), prefill_tokens, cached, tokens)
+        elif chunks:
+            prefill_s = prices.prefill_s(len(chunks), prefill_tokens, cached)
+        change_s = prices.changed_s(tokens + prefill_tokens)
+        if active:
+            seconds, verify_s = seconds + change_s, verify_s + change_s
+        else:
+            prefill_s += change_s
         duration = seconds + prefill_s + prices.overhead_s + plan.swap_s
         blocks = scheduler.pool.used
         yield env.timeout(duration)

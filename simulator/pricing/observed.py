@@ -1,0 +1,252 @@
+"""Step costs fitted to an engine's own steps: what its plain runs tell about steps that it has not taken yet.
+
+All is built on one assumption: an iteration is *one forward pass over all its tokens*, and a token costs the same
+layers whether it is drafted, decoded or part of a prompt. A step in which b sequences have N new (drafted ones
+included) and C cached tokens between them, and P tokens of s prompts are computed, takes
+
+    f(T) + head_s (L - 1) + sequence_s (n - 1) + (context_s + again_s (N / b - 1)) C + pair_s A + beside_s [b, s > 0]
+    + change_s [T is not that of the step before]
+
+    T = N + P tokens,  n = b + s sequences,  L = N + s tokens in the LM head,  A = P (P / 2 + cached) / s
+
+f is piecewise linear and never falls, and no coefficient but `beside_s` is negative; beyond the most tokens of any
+step f goes on with the steeper of its last and its mean slope. Every coefficient is fitted to all steps together:
+
+- Without speculation N = b, and f alone says what a drafted token costs. Prompts and batches of equal tokens together
+  tell tokens from sequences: `sequence_s` is the least that lets f never fall.
+- `again_s`: each further token of a sequence attends to its cached tokens once more. Where no step had N > b it is
+  0, an assumption that fits devices whose time goes into reading the cache; a CPU computes every pair, so that rounds
+  priced from plain runs alone come out too cheap there, by some 5% at contexts of a hundred tokens.
+- `head_s` is not fitted: FLOPs of the LM head over those of the layers, times the slope of f where prompts are long.
+- `change_s`: engines prepare their kernels for a number of tokens; another one than before costs anew.
+- `beside_s`: what a step with both takes beyond one joint pass; 0, an assumption, where no such step was seen.
+- A, the pairs of tokens that attend to each other, is exact for prompts of equal length.
+
+Coefficients minimise squared relative errors over shapes of steps, each with the mean of its seconds (throughputs add
+up means) and the weight n / (n + 25) for n steps: a single step scatters about five times as much as the form errs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from calibration.errors import CostError, did_you_mean
+from simulator.arrays import FloatArray
+from simulator.pricing.fitness import Fitness, Mask, fitness, left_out
+from simulator.pricing.fitted import Curve, Range, curve_of, hinges, solve
+from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, pairs
+from simulator.pricing.steps import EngineSteps, Shapes, family_keys, numbered, rows_of, tidied
+
+TRUSTED_STEPS = 25.0
+"""Steps from which on the mean of a shape scatters less than the form of the fit errs."""
+_KNOTS, _OFTEN = 16, 8
+"""Most knots of f among the tokens of decode steps, and the steps that a knot must have."""
+_KNOTS_APART = 2.0
+"""Least ratio of its knots beyond: prompts have any number of tokens, and closer knots would fit noise."""
+_LEAST = 0.02
+"""Weight of keeping `sequence_s` small, far below that of a step: it only decides what the steps leave open."""
+
+
+class Law(NamedTuple):
+    """The formula above with its coefficients; `forward`: f."""
+
+    forward: Curve
+    head_s: float
+    sequence_s: float
+    context_s: float
+    again_s: float
+    pair_s: float
+    beside_s: float
+    change_s: float
+
+    def seconds(self, shapes: Shapes) -> FloatArray:
+        """Give the seconds of steps."""
+        of = self.forward.seconds(1, shapes.forward_tokens, 0) + self.head_s * _head_rows(shapes)
+        linear = (self.sequence_s, self.context_s, self.again_s, self.pair_s, self.beside_s, self.change_s)
+        of = of + sum(price * column for price, column in zip(linear, _linear(shapes), strict=True))
+        return np.asarray(np.maximum(of, 1e-12), dtype=np.float64)
+
+    def times(self, factor: float) -> Law:
+        """Give the law of steps that take `factor` times as long."""
+        return Law(self.forward.times(factor), *(value * factor for value in self[1:]))
+
+    @property
+    def decoding(self) -> Curve:
+        """What steps without prompts take, `change_s` left out."""
+        values = self.forward.values + self.head_s * (self.forward.knots - 1)
+        beyond_s = self.forward.beyond_s + self.head_s
+        return Curve(self.forward.knots, values, beyond_s, self.sequence_s, self.context_s, 0.0)
+
+    @property
+    def prefill(self) -> Curve:
+        """What steps with prompts alone take, `change_s` and attention left out."""
+        return self.forward._replace(batch_s=self.head_s + self.sequence_s)
+
+
+def _head_rows(shapes: Shapes) -> FloatArray:
+    return shapes.tokens + shapes.prompts - 1
+
+
+def _linear(shapes: Shapes) -> tuple[FloatArray, ...]:
+    """Give the columns of the linear terms, those of `Law.seconds` in its order."""
+    prompts = np.maximum(shapes.prompts, 1)
+    return (
+        shapes.sequences + shapes.prompts - 1,
+        shapes.context,
+        shapes.context * (shapes.tokens / np.maximum(shapes.sequences, 1) - 1) * (shapes.sequences > 0),
+        pairs(prompts, shapes.prompt_tokens, shapes.prompt_context),
+        ((shapes.sequences > 0) & (shapes.prompts > 0)).astype(np.float64),
+        shapes.changed,
+    )
+
+
+def fit_law(shapes: Shapes, head_share: float = 0.0) -> Law:
+    """Fit the law to shapes of steps."""
+    tokens = shapes.forward_tokens
+    knots, first = _knots(shapes), np.ones(len(shapes))
+    if len(knots) == 1:  # one number of tokens only: in proportion to it
+        knots, first = np.array([0.0, float(tokens.max())]), np.zeros(len(shapes))
+    linear = [column * known for column, known in zip(_linear(shapes), _told(shapes), strict=True)]
+    linear.append(-linear[4])  # `beside_s` may be negative
+    columns = [first, *hinges(tokens, knots), *linear]
+    least = [np.zeros(1)] * len(columns)
+    least[len(knots)] = np.array([_LEAST * max(float(linear[0].max()), 1.0)])
+    padded = [np.append(column, row) for column, row in zip(columns, least, strict=True)]
+    weights = np.append(weights_of(shapes), 1.0)
+    near, head_s = shapes.seconds, 0.0
+    for _ in range(3):  # relative to what was fitted first: relative to noisy seconds, it would come out too low
+        known_s = head_s * _head_rows(shapes)
+        seconds, unit = np.append(shapes.seconds - known_s, 0.0), np.append(near, float(np.median(near)))
+        solution = solve(padded, seconds, unit, weights)
+        sequence_s, context_s, again_s, pair_s, beside_s, change_s, less_s = solution[len(knots) :].tolist()
+        forward = curve_of(knots, solution[: len(knots)])
+        law = Law(forward, head_s, sequence_s, context_s, again_s, pair_s, beside_s - less_s, change_s)
+        near, head_s = law.seconds(shapes), head_share * _far_slope(forward)
+    return law
+
+
+def _told(shapes: Shapes) -> tuple[bool, ...]:
+    """Say which linear terms these steps tell from f, in the order of `Law.seconds`."""
+    decoding = shapes.prompts == 0
+    wider = shapes.tokens > shapes.sequences
+    several = bool((shapes.prompts > 1).any() or (shapes.prompt_context > 0).any())
+    alone, changed = decoding & ~wider, shapes.changed[decoding] > 0
+    return True, True, bool(wider.any() and alone.any()), several, True, bool(changed.any() and not changed.all())
+
+
+def _far_slope(forward: Curve) -> float:
+    """Give the slope of f over the last three quarters of its tokens."""
+    top = float(forward.knots[-1])
+    return float(forward.seconds(1, top, 0) - forward.seconds(1, top / 4, 0)) / (0.75 * top)
+
+
+def _knots(shapes: Shapes) -> FloatArray:
+    """Give 0 and the knots of f but the first: f(0) and a slope to it would say the same."""
+    decoding = shapes.prompts == 0
+    tokens, steps = shapes.tokens[decoding], shapes.steps[decoding]
+    values, where = np.unique(tokens, return_inverse=True)
+    times = np.bincount(where.ravel(), weights=steps)
+    values, times = values[times >= _OFTEN], times[times >= _OFTEN]
+    if len(values) > _KNOTS:
+        chosen = np.searchsorted(np.cumsum(times) / times.sum(), np.linspace(0, 1, _KNOTS) - 1e-9)
+        values = values[np.unique(np.clip(chosen, 0, len(values) - 1))]
+    longer = np.unique(shapes.forward_tokens)
+    longer = longer[longer > values[-1]] if len(values) else longer
+    found = values.tolist()
+    for value in longer:
+        last = value == longer[-1]
+        if last or not found or (value >= _KNOTS_APART * found[-1] and longer[-1] >= _KNOTS_APART * value):
+            found.append(float(value))
+    return np.array([0.0, *found[1:]])
+
+
+def weights_of(shapes: Shapes) -> FloatArray:
+    """Give what each of `shapes` counts in a fit: n / (n + 25)."""
+    return np.asarray(shapes.steps / (shapes.steps + TRUSTED_STEPS))
+
+
+# --- prices
+
+
+@functools.lru_cache(maxsize=32)
+def fit_observed(steps: EngineSteps, model: str, head_share: float = 0.0) -> tuple[ObservedPrefill, ObservedStep]:
+    """Give the prices of (prefill, decode and verify) steps of `model`, fitted to `steps`.
+
+    `head_share`: FLOPs of the LM head over those of the layers, for one token. Raises `CostError` where the model
+    took no such steps.
+    """
+    where = f"measured runs {', '.join(steps.names)}"
+    if model not in steps.models:
+        raise CostError(f"{where}: no steps of '{model}'{did_you_mean(model, steps.models)}")
+    rows = rows_of(steps.of(model, "decode", "prefill", "mixed"))
+    for some, what in ((rows.prompts == 0, "decode"), (rows.sequences == 0, "prefill")):
+        if not some.any():
+            raise CostError(f"{where}: no {what} step of '{model}'; add a run that has some")
+    prefill, decoding = price_rows(rows, steps.names, model, "verify", head_share)
+    assert prefill is not None
+    return prefill, decoding
+
+
+def price_rows(
+    rows: Shapes, names: tuple[str, ...], model: str, operation: str, head_share: float = 0.0
+) -> tuple[ObservedPrefill | None, ObservedStep]:
+    """Give the prices of (prefill, where `rows` have any, and decode steps); each of `rows` is a step."""
+
+    def fit(shapes: Shapes) -> Callable[[Shapes], FloatArray]:
+        return fit_law(shapes, head_share).seconds
+
+    tidy = tidied(rows, fit)
+    shapes = tidy.shapes
+    law = fit_law(shapes, head_share)
+    predicted = law.seconds(shapes)
+    held_out = left_out(numbered(family_keys(shapes)), lambda keep: fit(shapes[keep])(shapes[~keep]))
+    dear = law.times(1 + tidy.outliers)
+
+    def told(keep: Mask) -> Fitness:
+        return fitness(tidy[keep], predicted[keep], None if held_out is None else held_out[keep])
+
+    decoding, alone = shapes.prompts == 0, shapes.sequences == 0
+    mixed = ~(decoding | alone)
+    assumed = []
+    if (shapes.tokens <= shapes.sequences).all() and operation == "verify":
+        assumed.append("no step had several tokens of a sequence: cached tokens are read once whatever it verifies")
+    step = ObservedStep(
+        model,
+        operation,
+        dear.decoding,
+        _decoded(shapes[decoding]),
+        names,
+        told(decoding),
+        tuple(assumed),
+        dear.change_s,
+        dear.again_s,
+    )
+    if decoding.all():
+        return None, step
+    return ObservedPrefill(
+        model,
+        "prefill",
+        dear.prefill,
+        _read(shapes[~decoding]),
+        names,
+        told(alone),
+        () if mixed.any() else ("no step had prompts beside decoding: one pass for both",),
+        dear.change_s,
+        pair_s=dear.pair_s,
+        beside_s=dear.beside_s,
+        mixed=told(mixed) if mixed.any() else None,
+    ), step
+
+
+def _decoded(shapes: Shapes) -> Range:
+    most = float(shapes.sequences.max()), float((shapes.context / shapes.sequences).max())
+    return Range(float(shapes.tokens.min()), float(shapes.tokens.max()), *most)
+
+
+def _read(shapes: Shapes) -> Range:
+    most = float(shapes.prompts.max()), float((shapes.prompt_context / shapes.prompts).max())
+    return Range(float(shapes.prompt_tokens.min()), float(shapes.prompt_tokens.max()), *most)
