@@ -9,6 +9,7 @@ from reports.answer import best_at, cell, verdict
 from reports.text import estimate, sample, short
 
 if TYPE_CHECKING:
+    from analysis.fidelity.table import Fidelity
     from rich.console import Group
     from rich.table import Table
 
@@ -44,6 +45,34 @@ def summary_table(findings: Findings) -> Table:
             "-" if got.break_even_tokens is None else f"{got.break_even_tokens:.2f}",
             "-" if crossover.last_paying is None else str(crossover.last_paying),
         )
+    return table
+
+
+def fidelity_table(fidelity: Fidelity) -> Table:
+    """Give a rich table: errors over held-out conditions, a row for each source and quantity."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from analysis.fidelity.table import QUANTITIES, errors_of, missed
+    from reports.sections.fidelity import SUMMARISED, error_cells
+
+    late = {(source, name) for source, name, *_ in missed(fidelity)}
+    table = Table(
+        title="Predicted against measured: errors over held-out conditions",
+        caption="bold: a target is missed; spread: of the engine's own repeats",
+        caption_justify="left",
+        title_justify="left",
+    )
+    table.add_column("source")
+    table.add_column("quantity")
+    for name in ("n", "median", "worst", "bias", "spread"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for source in fidelity.sources:
+        for name in SUMMARISED:
+            errors = errors_of(name, fidelity.held_out(source.name))
+            if errors is not None:
+                style = "bold" if (source.name, name) in late else ""
+                table.add_row(Text(source.title), QUANTITIES[name][0], *error_cells(errors), style=style)
     return table
 
 

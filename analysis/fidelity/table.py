@@ -45,7 +45,8 @@ class Condition:
     """One condition: what was run, and what was predicted for it.
 
     `source`: engine and device, one name for a whole group. `labels`: what varies (drafter, draft_tokens, batch,
-    arrivals, domain, ...), as text. `notes`: what a reader must know, e.g. that a price lay outside of what was fitted.
+    arrivals, domain, ...), as text. `notes`: what a reader must know, e.g. that a price lay outside of what was
+    fitted.
     """
 
     source: str
@@ -93,8 +94,8 @@ class Crossover:
 class Source:
     """One engine on one device, or one published table: where its numbers come from, and how they were predicted.
 
-    `kind`: ``measured`` (driven by paceline) or ``published`` (measured by others). `explained`: findings about missed
-    targets, in plain words.
+    `kind`: ``measured`` (driven by paceline) or ``published`` (measured by others). `explained`: findings about
+    missed targets, in plain words.
     """
 
     name: str

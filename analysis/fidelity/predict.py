@@ -1,0 +1,83 @@
+"""What is predicted: the scenario beside each measured run, simulated without a look at what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from analysis.fidelity.measured import MeasuredCondition
+from calibration.errors import ExtrapolationWarning, ScenarioError
+from calibration.measured import MeasuredRun
+from calibration.measured.run import MARKER
+from simulator.experiments.pool import Outcome, run_all
+from simulator.scenario import Costs, Observed
+
+Progress = Callable[[int, int], None]
+
+
+def observed_runs(condition: MeasuredCondition) -> Iterator[tuple[str, Path]]:
+    """Give (place in the scenario, folder) of every measured run that the prices of `condition` are fitted to."""
+    scenario = condition.scenario
+    tables: list[tuple[str, Costs | None]] = [("costs", scenario.costs)]
+    tables += [(f"replica[{i}].costs", replica.costs) for i, replica in enumerate(scenario.replica or ())]
+    for place, costs in tables:
+        if costs is None:
+            continue
+        prices = {"verifier": costs.verifier, "drafter": costs.drafter}
+        prices |= {f"drafters.{name}": price for name, price in (costs.drafters or {}).items()}
+        for part, price in prices.items():
+            if isinstance(price, Observed):
+                yield from ((f"{place}.{part}.runs", scenario.locate(run)) for run in price.runs)
+
+
+def check_leaks(conditions: Sequence[MeasuredCondition]) -> None:
+    """Refuse, with `ScenarioError`, a held-out condition whose prices were fitted to a held-out run, maybe itself."""
+    roles = {condition.folder.resolve(): condition.run.manifest.role for condition in conditions}
+    faults = []
+    for condition in conditions:
+        if condition.run.manifest.role != "held-out":
+            continue
+        for place, folder in observed_runs(condition):
+            run = folder.resolve()
+            if run not in roles and (run / MARKER).is_file():
+                roles[run] = MeasuredRun.read(run).manifest.role
+            if roles.get(run) == "held-out":
+                faults.append(
+                    f"{condition.folder / 'scenario.toml'}: {place}: a held-out condition must be priced from runs "
+                    f"of role 'fit', got '{folder}' of role 'held-out'"
+                )
+    if faults:
+        raise ScenarioError("\n".join(faults))
+
+
+def own_steps(condition: MeasuredCondition) -> bool:
+    """Whether the prices of `condition` were fitted to its own steps."""
+    return condition.folder.resolve() in {folder.resolve() for _, folder in observed_runs(condition)}
+
+
+def predict(
+    conditions: Sequence[MeasuredCondition], *, workers: int = 2, progress: Progress | None = None
+) -> list[Outcome]:
+    """Simulate the scenario beside each of `conditions`: the same requests and arrivals, one seed.
+
+    Raises `ScenarioError` for a leak (see `check_leaks`) and for a scenario that cannot be simulated.
+    """
+    check_leaks(conditions)
+    found: dict[int, Outcome] = {}
+    for index, outcome in run_all([condition.scenario for condition in conditions], workers=workers):
+        if outcome.fault is not None:
+            raise ScenarioError(f"{conditions[index].folder}: cannot be predicted: {outcome.fault}")
+        found[index] = outcome
+        if progress is not None:
+            progress(len(found), len(conditions))
+    return [found[index] for index in range(len(conditions))]
+
+
+def price_notes(outcome: Outcome) -> list[str]:
+    """Say what a reader must know of a prediction: prices outside of what was measured, and other warnings."""
+    summary = outcome.summary
+    notes = [text for category, text in outcome.said if category is not ExtrapolationWarning]
+    if summary["extrapolated_iterations"]:
+        share = 100 * summary["extrapolated_iterations"] / summary["iterations"]
+        notes.append(f"{share:.2g} % of the iterations priced outside of the range of the fit")
+    return notes
