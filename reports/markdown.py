@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.fidelity.table import Crossover, Fidelity, Source, errors_of
+from analysis.fidelity.table import Condition, Crossover, Fidelity, Source, errors_of
 from calibration.errors import ReportError
 
 BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
@@ -47,6 +47,60 @@ def _within(crossovers: list[Crossover]) -> str:
     if not crossovers:
         return ""
     return f"{sum(c.steps_apart <= 1 for c in crossovers)} of {len(crossovers)} within a grid step"
+
+
+_PAGE = """# Predicted against measured
+
+Written by `paceline validate --published FOLDER --page docs/fidelity.md`. Every condition was predicted by
+simulating the scenario that lies beside its measurement. *fit* conditions were looked at before predicting,
+*held-out* ones were not. A cell is the measured value and the signed error of the prediction; *spread* is half the
+range of the engine's repeats over their mean, for the first quantity. Measured runs of the bundled engines:
+`analysis/fidelity/bundled/`.
+"""
+
+
+def fidelity_page(fidelity: Fidelity) -> str:
+    """Give a page with every condition of every source, what they were fitted on, and what explains the errors."""
+    parts = [_PAGE, fidelity_markdown(fidelity)]
+    for source in fidelity.sources:
+        mine = [c for c in fidelity.conditions if c.source == source.name]
+        names = [name for name in _COLUMNS if any(c.of(name) for c in mine)]
+        header = ["condition", "role", *(_COLUMNS[name] for name in names), "spread", "notes"]
+        lines = [
+            f"## {source.title}\n",
+            f"Device: {source.device}. Clock: {source.clock}. Fitted: {source.fitted_on}",
+        ]
+        lines += [f"Source: {source.citation}"] if source.citation else []
+        lines += ["", *(f"- {text}" for text in source.explained)] if source.explained else []
+        lines += ["", "| " + " | ".join(header) + " |", "|---|---|" + "---:|" * (len(header) - 3) + "---|"]
+        lines += ["| " + " | ".join(_condition(c, names)) + " |" for c in mine]
+        crossings = [c for c in fidelity.crossovers if c.source == source.name]
+        if crossings:
+            lines += ["", "Where speculation stops paying (smallest batch size of the grid):", ""]
+            lines += [f"- {_crossing(one)}" for one in crossings]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _condition(condition: Condition, names: list[str]) -> list[str]:
+    cells = []
+    for name in names:
+        one = condition.of(name)
+        cells.append("" if one is None else f"{one.measured:.4g} ({100 * one.error:+.1f}%)")
+    spread = condition.compared[0].spread if condition.compared else None
+    shown = "" if spread is None else f"{100 * spread:.1f}%"
+    return [condition.name, condition.role, *cells, shown, "; ".join(condition.notes).replace("|", "/")]
+
+
+def _crossing(one: Crossover) -> str:
+    def told(batch: int | None) -> str:
+        return "at none" if batch is None else f"at {batch}"
+
+    grid = ", ".join(str(batch) for batch in one.grid)
+    return (
+        f"{one.drafter}, draft {one.draft_tokens} (grid {grid}): measured {told(one.measured)}, "
+        f"predicted {told(one.predicted)}"
+    )
 
 
 def replaced(text: str, table: str, place: str) -> str:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 _TOP = """# The roofline, and how far to trust it
 
-`[costs.verifier] kind = "roofline"` prices a step of a published model on a catalogued device from its shape: FLOPs and
-bytes of every matrix product, attention over cached tokens with grouped queries, all-reduces, kernel launches, host
-time. The shares of the device's peaks that these reach are *fitted* to public tables of the H100; what such a price
-leaves (another device, type of number or size) is *extrapolated* and says so in `summary.json`. Joules go the same way.
-This page is written by `python -m reports.roofline_page`.
+`[costs.verifier] kind = "roofline"` prices a step of a published model on a catalogued device from its shape: FLOPs
+and bytes of every matrix product, attention over cached tokens with grouped queries, all-reduces, kernel launches,
+host time. The shares of the device's peaks that these reach are *fitted* to public tables of the H100; what such a
+price leaves (another device, type of number or size) is *extrapolated* and says so in `summary.json`. Joules go the
+same way. This page is written by `python -m reports.roofline_page`.
 
-Errors are mean absolute relative errors (MAPE). *fitted*: the coefficients saw these cells; *held-out*: they saw other
-cells of that model; *unfitted*: they saw nothing of that model, or of that table. Targets: 10% held-out, 20% unfitted;
-rows above them are bold.
+Errors are mean absolute relative errors (MAPE). *fitted*: the coefficients saw these cells; *held-out*: they saw
+other cells of that model; *unfitted*: they saw nothing of that model, or of that table. Targets: 10% held-out, 20%
+unfitted; rows above them are bold.
 """
 _LIMIT = {"fitted": 10.0, "held-out": 10.0, "unfitted": 20.0}
 

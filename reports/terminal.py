@@ -9,10 +9,10 @@ from reports.answer import best_at, cell, verdict
 from reports.text import estimate, sample, short
 
 if TYPE_CHECKING:
-    from analysis.fidelity.table import Fidelity
     from rich.console import Group
     from rich.table import Table
 
+    from analysis.fidelity.table import Fidelity
     from calibration.traces import TraceSet
 
 

@@ -36,7 +36,7 @@ def invoke(arguments: list[str]) -> None:
 def test_first_block_is_the_two_set_up_commands() -> None:
     assert blocks("sh")[0].splitlines() == [
         "pip install . && paceline demo",
-        "pip install -c constraints.txt '.[calibration,test]' && pytest",
+        "pip install -c constraints.txt '.[calibration,engines,observe,test]' && pytest",
     ]
 
 

@@ -10,7 +10,7 @@ from calibration.errors import ExtrapolationWarning, ScenarioError
 from calibration.measured import MeasuredRun
 from calibration.measured.run import MARKER
 from simulator.experiments.pool import Outcome, run_all
-from simulator.scenario import Costs, Observed
+from simulator.scenario import Costs, Observed, Scenario
 
 Progress = Callable[[int, int], None]
 
@@ -28,6 +28,20 @@ def observed_runs(condition: MeasuredCondition) -> Iterator[tuple[str, Path]]:
         for part, price in prices.items():
             if isinstance(price, Observed):
                 yield from ((f"{place}.{part}.runs", scenario.locate(run)) for run in price.runs)
+
+
+def priced(condition: MeasuredCondition, conditions: Sequence[MeasuredCondition]) -> Scenario:
+    """Give the scenario of `condition`; one without prices gets those observed in the ``fit`` runs of its source."""
+    scenario = condition.scenario
+    runs = tuple(
+        str(other.folder.resolve())
+        for other in conditions
+        if other.source == condition.source and other.run.manifest.role == "fit" and other.run.steps.num_rows
+    )
+    if scenario.costs != Costs() or not runs:
+        return scenario
+    costs = scenario.costs.model_copy(update={"verifier": Observed(kind="observed", runs=runs)})
+    return scenario.model_copy(update={"costs": costs})
 
 
 def check_leaks(conditions: Sequence[MeasuredCondition]) -> None:
@@ -51,7 +65,9 @@ def check_leaks(conditions: Sequence[MeasuredCondition]) -> None:
 
 
 def own_steps(condition: MeasuredCondition) -> bool:
-    """Whether the prices of `condition` were fitted to its own steps."""
+    """Whether the prices of `condition` are fitted to its own steps, by name or because it names none."""
+    if condition.run.manifest.role == "fit" and condition.scenario.costs == Costs():
+        return bool(condition.run.steps.num_rows)
     return condition.folder.resolve() in {folder.resolve() for _, folder in observed_runs(condition)}
 
 
@@ -60,11 +76,14 @@ def predict(
 ) -> list[Outcome]:
     """Simulate the scenario beside each of `conditions`: the same requests and arrivals, one seed.
 
+    A scenario that prices nothing (no ``[costs]``) is priced from the steps of all ``fit`` runs of its source.
+
     Raises `ScenarioError` for a leak (see `check_leaks`) and for a scenario that cannot be simulated.
     """
     check_leaks(conditions)
     found: dict[int, Outcome] = {}
-    for index, outcome in run_all([condition.scenario for condition in conditions], workers=workers):
+    scenarios = [priced(condition, conditions) for condition in conditions]
+    for index, outcome in run_all(scenarios, workers=workers):
         if outcome.fault is not None:
             raise ScenarioError(f"{conditions[index].folder}: cannot be predicted: {outcome.fault}")
         found[index] = outcome

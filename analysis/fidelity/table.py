@@ -122,6 +122,16 @@ class Fidelity:
         return tuple(c for c in self.conditions if c.role == "held-out" and source in (None, c.source))
 
 
+def merged(first: Fidelity, second: Fidelity) -> Fidelity:
+    """Give what both hold, dated by the younger one."""
+    return Fidelity(
+        first.sources + second.sources,
+        first.conditions + second.conditions,
+        first.crossovers + second.crossovers,
+        max(first.created, second.created),
+    )
+
+
 @dataclass(frozen=True)
 class Errors:
     """Absolute relative errors of one quantity over conditions, and the engines' own spread over the same ones."""

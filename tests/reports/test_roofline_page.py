@@ -19,9 +19,13 @@ def test_the_page_is_fresh() -> None:
 
 def test_rows_above_their_target_are_bold() -> None:
     """Whoever reads the page sees what misses its target: recomputed from the numbers on the page."""
-    lines = [line for line in (DOCS / "roofline.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    lines = [
+        line for line in (DOCS / "roofline.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")
+    ]
     times = [line.strip("| ").split(" | ") for line in lines]
-    rows = [row for row in times if len(row) >= 8 and row[3] in ("fitted", "held-out", "unfitted") and row[4].isdigit()]
+    rows = [
+        row for row in times if len(row) >= 8 and row[3] in ("fitted", "held-out", "unfitted") and row[4].isdigit()
+    ]
     assert len(rows) > 30
     for row in rows:
         limit = 20.0 if row[3] == "unfitted" else 10.0

@@ -1,0 +1,152 @@
+"""The command that runs scenarios on real engines and servers, and keeps what they did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paceline.terminal import command_line, progress_bars, stage
+
+if TYPE_CHECKING:
+    from analysis.fidelity.observing import Planned
+
+_FILE = click.Path(dir_okay=False)
+
+
+@click.command()
+@click.option("--scenario", "held_out", multiple=True, type=_FILE, help="Condition to predict; repeat.")
+@click.option("--fit", multiple=True, type=_FILE, help="Condition that predictions may be fitted to; repeat.")
+@click.option("--out", required=True, help="Folder; each condition gets one in it, by the scenario's name.")
+@click.option("--url", help="OpenAI-compatible server (vLLM, SGLang, llama.cpp ...) to drive over HTTP.")
+@click.option("--engine", type=click.Choice(["own", "openvino"]), help="Engine to drive in this process.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1), help="Of each condition, in turns.")
+@click.option("--job", type=_FILE, help="For --engine own: the job that recorded the TraceSet (model and drafters).")
+@click.option("--kv", default="paged", show_default=True, type=click.Choice(["paged", "padded"]), help="For own.")
+@click.option(
+    "--gguf", help="For --engine openvino: GGUF file or IR folder; default: that of the TraceSet's verifier."
+)
+@click.option(
+    "--numerics",
+    default="engine",
+    show_default=True,
+    type=click.Choice(["engine", "exact"]),
+    help="For --engine openvino: its own rounding, or float32, whose text does not depend on the batch.",
+)
+@click.option(
+    "--num-kv-blocks",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1),
+    help="For --engine openvino: of 32 tokens.",
+)
+@click.option(
+    "--clock",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "thread-cpu", "wall"]),
+    help="Of an engine: CPU time on a CPU (other processes do not count), wall time on a GPU.",
+)
+@click.option("--model", help="For --url: which model, where several are served.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="For --url; or the variable OPENAI_API_KEY.")
+@click.option("--endpoint", default="completions", show_default=True, type=click.Choice(["completions", "chat"]))
+@click.option("--tokenizer", help="For --url: folder of a tokenizer, where the server takes text only.")
+@click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds.")
+@click.pass_context
+def observe(ctx: click.Context, /, **options: Any) -> None:
+    """Run scenarios on a real engine or server and record what it did, for `paceline validate`.
+
+    The requests and arrivals are those of the simulated run. An interrupted call goes on where it stopped when the
+    same command is given again.
+    """
+    from analysis.fidelity.observing import plans
+
+    if not options["held_out"] and not options["fit"]:
+        raise click.UsageError("give at least one --scenario or --fit")
+    if (options["url"] is None) == (options["engine"] is None):
+        raise click.UsageError("give --url or --engine, one of them")
+    if options["engine"] == "own" and options["job"] is None:
+        raise click.UsageError("--engine own needs --job")
+    planned = plans(options["fit"], options["held_out"])
+    out = Path(options["out"])
+    run = _in_process if options["url"] is None else _over_http
+    for folder in run(planned, out, options):
+        click.echo(str(folder))
+
+
+def _in_process(planned: list[Planned], out: Path, options: dict[str, Any]) -> list[Path]:
+    from analysis.fidelity.observing import observe_engines
+
+    with progress_bars() as progress:
+        make, on_cpu = (_own if options["engine"] == "own" else _openvino)(planned, options)
+        clock: Any = ("thread-cpu" if on_cpu else "wall") if options["clock"] == "auto" else options["clock"]
+        return observe_engines(
+            planned,
+            make,
+            out,
+            repeats=options["repeats"],
+            clock=clock,
+            command=command_line(),
+            progress=lambda stage, done, total: progress(stage, done, total) if stage == "observe" else None,
+        )
+
+
+def _own(planned: list[Planned], options: dict[str, Any]) -> tuple[Any, bool]:
+    """Give (maker of engines, whether they run on a CPU)."""
+    from analysis.fidelity.observing import own_engines
+    from calibration.drafters.kinds import parse_drafter
+    from calibration.jobfile import load_job
+    from calibration.models import load_verifier
+
+    settings, _ = load_job(options["job"])
+    drafters = [parse_drafter(one) if isinstance(one, str) else one for one in settings.drafters]
+    verifier = load_verifier(settings.verifier, device=settings.device, dtype=settings.dtype)
+    return own_engines(verifier, drafters, kv=options["kv"]), verifier.device.type == "cpu"
+
+
+def _openvino(planned: list[Planned], options: dict[str, Any]) -> tuple[Any, bool]:
+    from analysis.fidelity.observing import openvino_engines
+    from calibration.errors import CalibrationError, did_you_mean
+    from calibration.fetch import PUBLISHED, fetch_gguf
+
+    gguf = options["gguf"]
+    if gguf is None:
+        name = planned[0].traces.manifest.verifier.name
+        if name not in PUBLISHED:
+            rule = f"verifier '{name}': no GGUF file is known, give --gguf"
+            raise CalibrationError(f"{planned[0].path}: {rule}{did_you_mean(name, PUBLISHED)}")
+        gguf = fetch_gguf(PUBLISHED[name])
+    return openvino_engines(gguf, {name: options[name] for name in ("numerics", "num_kv_blocks")}), True
+
+
+def _over_http(planned: list[Planned], out: Path, options: dict[str, Any]) -> list[Path]:
+    from calibration.observe.prompts import with_text
+    from calibration.observe.run import Observation
+    from calibration.observe.run import observe as over_http
+
+    folders = []
+    with progress_bars() as progress:
+        for one in planned:
+            target = out / one.scenario.name
+            about = Observation(
+                name=one.scenario.name,
+                role=one.role,
+                scenario=one.scenario.to_toml(target.absolute()),
+                scenario_hash=one.scenario.hash,
+                command=command_line(),
+            )
+            run = over_http(
+                options["url"],
+                one.source,
+                with_text(one.prompts, options["tokenizer"]),
+                about,
+                model=options["model"],
+                api_key=options["api_key"],
+                endpoint=options["endpoint"],
+                timeout_s=options["timeout"],
+                repeats=options["repeats"],
+                progress=stage(progress, f"observe {one.scenario.name}"),
+            )
+            folders.append(run.write(target))
+    return folders
