@@ -72,7 +72,7 @@ def fidelity_table(fidelity: Fidelity) -> Table:
             errors = errors_of(name, fidelity.held_out(source.name))
             if errors is not None:
                 style = "bold" if (source.name, name) in late else ""
-                table.add_row(Text(source.title), QUANTITIES[name][0], *error_cells(errors), style=style)
+                table.add_row(Text(source.name), QUANTITIES[name][0], *error_cells(errors), style=style)
     return table
 
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from shared_data import shared_data
@@ -72,9 +73,23 @@ def test_import_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     path = shared_data("specdecode-bench-simulator", "data", "llama3.1-8B", "combined_gsm8k.jsonl")
     monkeypatch.chdir(tmp_path)
     Path(path.name).symlink_to(path)
-    (command,) = [c for block in blocks("sh")[1:] for c in commands(block) if "import" in c]
+    (command,) = [c for block in blocks("sh")[1:] for c in commands(block) if "specdecode-bench" in c]
     invoke(command)
     assert Path("imported/manifest.json").is_file()
+
+
+def test_commands_that_need_files_of_the_reader_are_understood() -> None:
+    """Names and options of every command in a shell block, without running it."""
+    found = [command for block in blocks("sh")[1:] for command in commands(block)]
+    assert len(found) >= 8
+    for command in found:
+        group: click.Command = paceline.main
+        rest = command[1:]
+        while isinstance(group, click.Group):
+            name, *rest = rest
+            assert name in group.commands, shlex.join(command)
+            group = group.commands[name]
+        group.make_context(command[1], list(rest))
 
 
 @pytest.mark.model

@@ -39,10 +39,12 @@ def _figures(drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
 def _errors(fidelity: Fidelity) -> tuple[Block, ...]:
     rows = []
     for source in fidelity.sources:
+        title = breakable(source.title, 30)
         for name in SUMMARISED:
             errors = errors_of(name, fidelity.held_out(source.name))
             if errors is not None:
-                rows.append((breakable(source.title, 30), QUANTITIES[name][0], *error_cells(errors)))
+                rows.append((title, QUANTITIES[name][0], *error_cells(errors)))
+                title = ""  # said once
     header = ("Engine and device", "Quantity", "n", "Median", "Worst", "Bias", "Engine's own spread")
     return (
         Paragraph(
@@ -104,9 +106,6 @@ def _batch(batch: int | None) -> str:
 
 
 def _explained(fidelity: Fidelity) -> tuple[Block, ...]:
-    items = [
-        Paragraph(plain(text), lead=plain(source.title)) for source in fidelity.sources for text in source.explained
-    ]
     found = missed(fidelity)
     targets = "; ".join(
         f"{QUANTITIES[name][0]}, {statistic}: at most {100 * limit:.0f}%"
@@ -118,7 +117,11 @@ def _explained(fidelity: Fidelity) -> tuple[Block, ...]:
     ]
     told = f"Missed: {'; '.join(said)}." if said else "All of them are met."
     blocks: list[Block] = [Paragraph(f"Targets for engines that were driven ({targets}). {told}")]
-    return (*blocks, Bullets(tuple(items))) if items else tuple(blocks)
+    for source in fidelity.sources:
+        if source.explained:
+            blocks.append(Paragraph("", lead=f"{plain(source.title)}."))
+            blocks.append(Bullets(tuple(Paragraph(plain(text)) for text in source.explained)))
+    return tuple(blocks)
 
 
 def _conditions(fidelity: Fidelity, source: Source) -> Block:
