@@ -44,6 +44,8 @@ def _row(fidelity: Fidelity, source: Source, names: list[str]) -> list[str]:
 
 
 def _within(crossovers: list[Crossover]) -> str:
+    """Count the crossings that were found; where speculation pays at every batch size there is none to find."""
+    crossovers = [c for c in crossovers if c.measured is not None or c.predicted is not None]
     if not crossovers:
         return ""
     return f"{sum(c.steps_apart <= 1 for c in crossovers)} of {len(crossovers)} within a grid step"
