@@ -159,7 +159,7 @@ def test_a_summary_says_where_its_numbers_come_from() -> None:
     assert summary["paceline_version"]
     provenance = summary["provenance"]
     assert provenance["results"] == "simulated"
-    assert provenance["acceptance"] == "imported"
+    assert provenance["acceptance"] == "imported: drawn for a test"
     assert provenance["costs"] == "stated linear constants"
     assert provenance["replay"] == "exact (recorded run lengths)"
     assert (provenance["verifier"], provenance["drafter"]) == ("verifier", "drafter")
