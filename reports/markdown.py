@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.fidelity.table import Condition, Crossover, Fidelity, Source, errors_of
+from analysis.fidelity.table import Compared, Condition, Crossover, Fidelity, Source, errors_of
 from calibration.errors import ReportError
 
 BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
@@ -55,9 +55,9 @@ _PAGE = """# Predicted against measured
 
 Written by `paceline validate --published FOLDER --page docs/fidelity.md`. Every condition was predicted by
 simulating the scenario that lies beside its measurement. *fit* conditions were looked at before predicting,
-*held-out* ones were not. A cell is the measured value and the signed error of the prediction; *spread* is half the
-range of the engine's repeats over their mean, for the first quantity. Measured runs of the bundled engines:
-`analysis/fidelity/bundled/`.
+*held-out* ones were not. A cell is the measured value, the signed error of the prediction, and after ± the spread:
+half the range of the engine's own repeats over their mean, where it was repeated. Measured runs of the bundled
+engines: `analysis/fidelity/bundled/`.
 """
 
 
@@ -67,14 +67,14 @@ def fidelity_page(fidelity: Fidelity) -> str:
     for source in fidelity.sources:
         mine = [c for c in fidelity.conditions if c.source == source.name]
         names = [name for name in _COLUMNS if any(c.of(name) for c in mine)]
-        header = ["condition", "role", *(_COLUMNS[name] for name in names), "spread", "notes"]
+        header = ["condition", "role", *(_COLUMNS[name] for name in names), "notes"]
         lines = [
             f"## {source.title}\n",
             f"Device: {source.device}. Clock: {source.clock}. Fitted: {source.fitted_on}",
         ]
         lines += [f"Source: {source.citation}"] if source.citation else []
         lines += ["", *(f"- {text}" for text in source.explained)] if source.explained else []
-        lines += ["", "| " + " | ".join(header) + " |", "|---|---|" + "---:|" * (len(header) - 3) + "---|"]
+        lines += ["", "| " + " | ".join(header) + " |", "|---|---|" + "---:|" * len(names) + "---|"]
         lines += ["| " + " | ".join(_condition(c, names)) + " |" for c in mine]
         crossings = [c for c in fidelity.crossovers if c.source == source.name]
         if crossings:
@@ -84,14 +84,18 @@ def fidelity_page(fidelity: Fidelity) -> str:
     return "\n".join(parts)
 
 
+def error_with_spread(one: Compared) -> str:
+    """Give the signed error in per cent, with the spread of the repeats behind ± where there were any."""
+    spread = "" if one.spread is None else f" ±{100 * one.spread:.1f}"
+    return f"{100 * one.error:+.1f}%{spread}"
+
+
 def _condition(condition: Condition, names: list[str]) -> list[str]:
     cells = []
     for name in names:
         one = condition.of(name)
-        cells.append("" if one is None else f"{one.measured:.4g} ({100 * one.error:+.1f}%)")
-    spread = condition.compared[0].spread if condition.compared else None
-    shown = "" if spread is None else f"{100 * spread:.1f}%"
-    return [condition.name, condition.role, *cells, shown, "; ".join(condition.notes).replace("|", "/")]
+        cells.append("" if one is None else f"{one.measured:.4g} ({error_with_spread(one)})")
+    return [condition.name, condition.role, *cells, "; ".join(condition.notes).replace("|", "/")]
 
 
 def _crossing(one: Crossover) -> str:

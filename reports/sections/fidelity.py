@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from analysis.fidelity.table import QUANTITIES, TARGETS, Condition, Errors, Fidelity, Source, errors_of, missed
 from reports.document import Block, Bullets, Figure, Paragraph, Section, table
 from reports.figures import Drawing
+from reports.markdown import error_with_spread
 from reports.text import breakable, count, plain, short
 
 SUMMARISED = (
@@ -128,12 +129,13 @@ def _conditions(fidelity: Fidelity, source: Source) -> Block:
     mine = [c for c in fidelity.conditions if c.source == source.name]
     names = [name for name in SUMMARISED if any(c.of(name) for c in mine)][:5]
     return table(
-        f"{plain(source.title)}: measured, then the error of the prediction. [measured, simulated]",
+        f"{plain(source.title)}: measured, the error of the prediction, and the spread of the repeats behind \u00b1. "
+        "[measured, simulated]",
         ("Condition", "Role", *(f"{QUANTITIES[n][0].split(',')[0]}, {QUANTITIES[n][1]}" for n in names)),
         [(breakable(c.name, 30), c.role, *(_cell(c, name) for name in names)) for c in mine],
         "ll" + "r" * len(names),
         ("1", *("auto",) * (len(names) + 1)),
-        size=7.6,
+        size=7.2,
     )
 
 
@@ -141,7 +143,7 @@ def _cell(condition: Condition, name: str) -> str:
     one = condition.of(name)
     if one is None:
         return "\u2014"
-    return f"{one.measured:.4g} ({100 * one.error:+.1f}%)".replace("-", "\u2212")
+    return f"{one.measured:.4g} ({error_with_spread(one)})".replace("-", "\u2212")
 
 
 def _method(fidelity: Fidelity) -> tuple[Block, ...]:
