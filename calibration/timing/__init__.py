@@ -6,13 +6,40 @@ times shapes of `SHAPES` with random weights, whole or by their parts, and keeps
 Importing this needs no torch; timing does.
 """
 
-from calibration.timing.cells import StepCell
-from calibration.timing.compose import composed, composing_errors, step_times, to_timings
-from calibration.timing.gridfile import GridManifest, StepGrid, read_grid
-from calibration.timing.jobfile import TimingJob, load_timing_job, parse_timing_job
-from calibration.timing.loaded import Cell, TimingGrid, measure
-from calibration.timing.run import time_shapes
-from calibration.timing.shapes import SHAPES, Shape, get_shape
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calibration.timing.cells import StepCell
+    from calibration.timing.compose import composed, composing_errors, step_times, to_timings
+    from calibration.timing.gridfile import GridManifest, StepGrid, read_grid
+    from calibration.timing.jobfile import TimingJob, load_timing_job, parse_timing_job
+    from calibration.timing.loaded import Cell, TimingGrid, measure
+    from calibration.timing.run import time_shapes
+    from calibration.timing.shapes import SHAPES, Shape, get_shape
+
+_HOME = {
+    "SHAPES": "shapes",
+    "Cell": "loaded",
+    "GridManifest": "gridfile",
+    "Shape": "shapes",
+    "StepCell": "cells",
+    "StepGrid": "gridfile",
+    "TimingGrid": "loaded",
+    "TimingJob": "jobfile",
+    "composed": "compose",
+    "composing_errors": "compose",
+    "get_shape": "shapes",
+    "load_timing_job": "jobfile",
+    "measure": "loaded",
+    "parse_timing_job": "jobfile",
+    "read_grid": "gridfile",
+    "step_times": "compose",
+    "time_shapes": "run",
+    "to_timings": "compose",
+}
 
 __all__ = [
     "SHAPES",
@@ -34,3 +61,10 @@ __all__ = [
     "time_shapes",
     "to_timings",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: the simulator reads shapes from here and need not pay for pandas.
+    if name in _HOME:
+        return getattr(importlib.import_module(f"calibration.timing.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'calibration.timing' has no attribute '{name}'")
