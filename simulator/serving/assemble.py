@@ -16,7 +16,8 @@ from simulator.placement import Placement, make_placement, placed_prices, placed
 from simulator.placement.make import acceptance_drop
 from simulator.playback.replay import Replay, SequenceTable, compile_replay
 from simulator.playback.signals import RecordedSignals
-from simulator.pricing.costs import Prices, make_prices
+from simulator.pricing.costs import Prices
+from simulator.pricing.make import make_prices
 from simulator.results.record import Member
 from simulator.routing.drafter_make import Routed, drafter_rule, in_memory, route, slots_ahead
 from simulator.routing.drafter_replay import ManyRuns, compile_drafters
