@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.fidelity.table import Compared, Condition, Crossover, Fidelity, Source, errors_of
+from analysis.fidelity.table import Condition, Crossover, Fidelity, Source, errors_of
 from calibration.errors import ReportError
+from reports.errors import SUMMARISED, error_with_spread
 
 BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
-_COLUMNS = {
-    "output_throughput": "throughput",
-    "speedup": "speed-up",
-    "mean_tpot_ms": "mean TPOT",
-    "p99_tpot_ms": "p99 TPOT",
-    "mean_ttft_ms": "mean TTFT",
-    "step_ms": "time of a round",
-    "spec_decode_acceptance_length": "accepted length",
-}
 
 
 def fidelity_markdown(fidelity: Fidelity) -> str:
     """Give the table: a row per engine and device, errors over held-out conditions as ``median / worst``."""
-    names = [name for name in _COLUMNS if any(c.of(name) for c in fidelity.held_out())]
-    header = ["engine, device", "held-out conditions", *(_COLUMNS[name] for name in names), "spread", "crossovers"]
+    names = [name for name in SUMMARISED if any(c.of(name) for c in fidelity.held_out())]
+    header = ["engine, device", "held-out conditions", *(SUMMARISED[name] for name in names), "spread", "crossovers"]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     lines += ["| " + " | ".join(_row(fidelity, source, names)) + " |" for source in fidelity.sources]
     return "\n".join(lines) + "\n"
@@ -66,8 +58,8 @@ def fidelity_page(fidelity: Fidelity) -> str:
     parts = [_PAGE, fidelity_markdown(fidelity)]
     for source in fidelity.sources:
         mine = [c for c in fidelity.conditions if c.source == source.name]
-        names = [name for name in _COLUMNS if any(c.of(name) for c in mine)]
-        header = ["condition", "role", *(_COLUMNS[name] for name in names), "notes"]
+        names = [name for name in SUMMARISED if any(c.of(name) for c in mine)]
+        header = ["condition", "role", *(SUMMARISED[name] for name in names), "notes"]
         lines = [
             f"## {source.title}\n",
             f"Device: {source.device}. Clock: {source.clock}. Fitted: {source.fitted_on}",
@@ -82,12 +74,6 @@ def fidelity_page(fidelity: Fidelity) -> str:
             lines += [f"- {_crossing(one)}" for one in crossings]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
-
-
-def error_with_spread(one: Compared) -> str:
-    """Give the signed error in per cent, with the spread of the repeats behind ± where there were any."""
-    spread = "" if one.spread is None else f" ±{100 * one.spread:.1f}"
-    return f"{100 * one.error:+.1f}%{spread}"
 
 
 def _condition(condition: Condition, names: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from calibration.traces import TraceSet
 from simulator.arrays import FloatArray
 from simulator.loading import load_scenario
 from simulator.results.measure import measured_window
-from simulator.results.metrics import measured, spread, throughputs
+from simulator.results.metrics import measured, request_latencies, spread, throughputs
 from simulator.scenario import Scenario
 
 
@@ -87,17 +87,14 @@ def _summary(requests: pa.Table, steps: pa.Table, scenario: Scenario) -> dict[st
     if steps.num_rows == 0:
         del totals["engine_output_throughput"]
     kept = measured(requests, window)
-    arrival, first, finish, tokens = (
-        kept[name].to_numpy() for name in ("arrival_s", "first_token_s", "finish_s", "output_tokens")
-    )
-    several = tokens > 1
+    ttft, tpot, e2el = request_latencies(kept)
     return {
         **totals,
         **window.describe(),
-        **spread("ttft", first - arrival),
-        **spread("tpot", (finish - first)[several] / (tokens[several] - 1)),
+        **spread("ttft", ttft),
+        **spread("tpot", tpot),
         **spread("itl", _gaps(kept)),
-        **spread("e2el", finish - arrival),
+        **spread("e2el", e2el),
         **_acceptance(requests),
     }
 

@@ -50,6 +50,16 @@ class Planned:
         """Give a fresh workload: that of the simulated run."""
         return make_source(self.scenario, self.sequences)
 
+    def about(self, out: Path, command: str) -> dict[str, Any]:
+        """Give what a measured run in the folder ``out/<scenario name>`` says of its condition."""
+        return {
+            "name": self.scenario.name,
+            "role": self.role,
+            "scenario": self.scenario.to_toml((out / self.scenario.name).absolute()),
+            "scenario_hash": self.scenario.hash,
+            "command": command,
+        }
+
     @property
     def drafter(self) -> DrafterInfo | None:
         """The drafter, None where nothing is drafted."""
@@ -116,18 +126,13 @@ def observe_engines(
     recordings = []
     for one in planned:
         engine = make_engine(one)
-        target = out / one.scenario.name
         condition = Condition(
-            name=one.scenario.name,
-            role=one.role,
-            scenario=one.scenario.to_toml(target.absolute()),
-            scenario_hash=one.scenario.hash,
             repeats=repeats,
             clock=clock,
-            command=command,
             unknown=tuple(getattr(engine, "unknown", ())),
+            **one.about(out, command),
         )
-        recordings.append((one, Recording(target, condition, engine), engine))
+        recordings.append((one, Recording(out / one.scenario.name, condition, engine), engine))
     warm: set[int] = set()
     done = sum(recording.taken for _, recording, _ in recordings)
     total = repeats * len(recordings)

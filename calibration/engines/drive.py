@@ -7,14 +7,14 @@ it, and the tokens of a step carry the time of its end. The repeat ends when eve
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Generic, Literal
 
+from calibration.collection import no_collection
 from calibration.engines.protocol import Engine, EngineRequest, Step
 from calibration.errors import CalibrationError
 from calibration.observe.prompts import Prompt
@@ -59,7 +59,8 @@ def drive(
     """
     run = _Run(engine, source, prompts, clock)
     report: Progress = progress or (lambda stage, done, total: None)
-    with _no_garbage_collection():
+    gc.collect()  # now, and not in a step, where it would be taken for the engine's
+    with no_collection():
         while not source.done:
             run.deliver()
             if not engine.busy:
@@ -84,19 +85,6 @@ def check_engine(engine: Engine) -> None:
     """Refuse an engine that still has requests of somebody else."""
     if engine.busy:
         raise CalibrationError(f"engine {engine.info.name}: must have nothing to do when a repeat begins, it is busy")
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Collect now, and not again before the block ends: a collection in a step would be taken for the engine's."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from calibration.errors import TraceError
-from calibration.traces.manifest import DeviceInfo
+from calibration.traces.manifest import DeviceInfo, parse_versioned
 
 SCHEMA_VERSION = 1
 """Schema of measured runs that this version writes, and the newest that it reads."""
@@ -59,22 +57,4 @@ class Manifest(_Strict):
 
 def parse_manifest(text: str, path: Path) -> Manifest:
     """Read a manifest from JSON; `TraceError` names every fault, a newer schema version first of all."""
-    try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as fault:
-        raise TraceError(f"{path}:{fault.lineno}: not valid JSON ({fault.msg})") from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise TraceError(
-            f"{path}: schema_version must be at most {SCHEMA_VERSION}, got {version}; "
-            "a newer paceline wrote this run, upgrade to read it"
-        )
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as fault:
-        lines = [
-            f"{path}: {'.'.join(str(part) for part in error['loc']) or 'manifest'}: {error['msg']}"
-            + ("" if isinstance(error["input"], dict | list) else f", got {error['input']!r}")
-            for error in fault.errors()
-        ]
-        raise TraceError("\n".join(lines)) from None
+    return parse_versioned(Manifest, text, path, SCHEMA_VERSION, "run")

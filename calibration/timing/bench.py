@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from calibration.collection import no_collection
 from calibration.errors import CalibrationError
 from calibration.timing.cells import TORCH_NAMES, Dtype, Part, StepCell, timed_layers
 from calibration.timing.clock import start_clock
@@ -106,7 +107,7 @@ def capture(work: Callable[[], object], device: torch.device) -> Callable[[], No
     side = _side_stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(side), _no_collection():
+    with torch.cuda.stream(side), no_collection():
         for _ in range(_CAPTURE_WARMUPS):
             work()
         torch.cuda.synchronize(device)
@@ -128,18 +129,6 @@ def capture(work: Callable[[], object], device: torch.device) -> Callable[[], No
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """Give the one stream for captures; every stream keeps a workspace of the matrix library for good."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector out of a capture: it could free an older graph in the middle of it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def graph_fault(device: torch.device) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +14,7 @@ SCHEMA_VERSION = 2
 """TraceSet schema that this version writes, and the newest that it reads. 2 brought draft trees (`proposal_nodes`)
 and drafters whose depth varies (`draft_layers`)."""
 
+M = TypeVar("M", bound=BaseModel)
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -163,6 +164,15 @@ class Manifest(_Strict):
 
 def parse_manifest(text: str, path: Path) -> Manifest:
     """Read a manifest from JSON; `TraceError` names every fault, a newer schema version first of all."""
+    manifest = parse_versioned(Manifest, text, path, SCHEMA_VERSION, "TraceSet")
+    names = manifest.drafter_names
+    if len(set(names)) != len(names):
+        raise TraceError(f"{path}: drafters: names must be unique, got {list(names)}")
+    return manifest
+
+
+def parse_versioned(model: type[M], text: str, path: Path, newest: int, what: str) -> M:
+    """Read JSON `text`, the manifest of a `what`, as a `model`; `TraceError` for every fault and any newer schema."""
     try:
         raw = json.loads(text)
     except json.JSONDecodeError as fault:
@@ -170,13 +180,13 @@ def parse_manifest(text: str, path: Path) -> Manifest:
     if not isinstance(raw, dict):
         raise TraceError(f"{path}: the manifest must be a JSON object, got {type(raw).__name__}")
     version = raw.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if isinstance(version, int) and version > newest:
         raise TraceError(
-            f"{path}: schema_version must be at most {SCHEMA_VERSION}, got {version}; "
-            "a newer paceline wrote this TraceSet, upgrade to read it"
+            f"{path}: schema_version must be at most {newest}, got {version}; "
+            f"a newer paceline wrote this {what}, upgrade to read it"
         )
     try:
-        manifest = Manifest.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as fault:
         lines = [
             f"{path}: {'.'.join(str(part) for part in error['loc']) or 'manifest'}: {error['msg']}"
@@ -184,7 +194,3 @@ def parse_manifest(text: str, path: Path) -> Manifest:
             for error in fault.errors()
         ]
         raise TraceError("\n".join(lines)) from None
-    names = manifest.drafter_names
-    if len(set(names)) != len(names):
-        raise TraceError(f"{path}: drafters: names must be unique, got {list(names)}")
-    return manifest

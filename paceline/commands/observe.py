@@ -128,14 +128,7 @@ def _over_http(planned: list[Planned], out: Path, options: dict[str, Any]) -> li
     folders = []
     with progress_bars() as progress:
         for one in planned:
-            target = out / one.scenario.name
-            about = Observation(
-                name=one.scenario.name,
-                role=one.role,
-                scenario=one.scenario.to_toml(target.absolute()),
-                scenario_hash=one.scenario.hash,
-                command=command_line(),
-            )
+            about = Observation(**one.about(out, command_line()))
             run = over_http(
                 options["url"],
                 one.source,
@@ -148,5 +141,5 @@ def _over_http(planned: list[Planned], out: Path, options: dict[str, Any]) -> li
                 repeats=options["repeats"],
                 progress=stage(progress, f"observe {one.scenario.name}"),
             )
-            folders.append(run.write(target))
+            folders.append(run.write(out / one.scenario.name))
     return folders

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from analysis.fidelity.table import QUANTITIES, TARGETS, Condition, Errors, Fidelity, Source, errors_of, missed
+from analysis.fidelity.table import QUANTITIES, TARGETS, Condition, Fidelity, Source, errors_of, missed
 from reports.document import Block, Bullets, Figure, Paragraph, Section, table
+from reports.errors import SUMMARISED, error_cells, error_with_spread
 from reports.figures import Drawing
-from reports.markdown import error_with_spread
-from reports.text import breakable, count, plain, short
-
-SUMMARISED = (
-    "output_throughput",
-    "speedup",
-    "mean_tpot_ms",
-    "p99_tpot_ms",
-    "mean_ttft_ms",
-    "step_ms",
-    "spec_decode_acceptance_length",
-)
+from reports.text import breakable, plain, short
 
 
 def fidelity_sections(fidelity: Fidelity, drawings: Mapping[str, Drawing]) -> tuple[Section, ...]:
@@ -61,17 +51,6 @@ def _errors(fidelity: Fidelity) -> tuple[Block, ...]:
             "llrrrrr",
             ("1", "1", "auto", "auto", "auto", "auto", "auto"),
         ),
-    )
-
-
-def error_cells(errors: Errors) -> tuple[str, str, str, str, str]:
-    """Give n, median, worst, bias and spread as text."""
-    return (
-        count(errors.conditions),
-        f"{100 * errors.median:.1f}%",
-        f"{100 * errors.worst:.1f}%",
-        f"{100 * errors.bias:+.1f}%".replace("-", "\u2212"),
-        "\u2014" if errors.spread is None else f"{100 * errors.spread:.1f}%",
     )
 
 

@@ -12,13 +12,14 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from calibration.errors import PacelineError, PacelineWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator.run import read_traces, simulate
 from simulator.scenario import Scenario
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Set to 1 for workers: one thread each is fastest where every core has a worker."""
@@ -57,14 +58,23 @@ def run_all(
         futures: dict[Future[Outcome], int] = {}
         try:
             for index, scenario in enumerate(scenarios):
-                futures[pool.submit(_run_prepared, scenario)] = index
+                futures[_submit(pool, _run_prepared, scenario)] = index
+            # NOTE: the pool looks for dead workers among those it knew when it last woke; this wakes it for the last.
+            _submit(pool, _nothing)
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except BrokenProcessPool:
+        except BrokenProcessPool as broken:
             raise PacelineError(
-                "workers: a worker process ended abruptly (out of memory, or killed; a script must start simulations "
-                "below if __name__ == '__main__'); workers = 1 runs in one process"
-            ) from None
+                "workers: a worker process ended abruptly or could not start (out of memory, or killed; a script "
+                "must start simulations below if __name__ == '__main__'); workers = 1 runs in one process"
+            ) from broken.__cause__
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[..., T], *given: object) -> Future[T]:
+    try:
+        return pool.submit(work, *given)
+    except OSError as fault:  # no process to be had, or another had just died and took the pipes along
+        raise BrokenProcessPool(str(fault)) from fault
 
 
 @contextmanager
@@ -103,6 +113,10 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _nothing() -> None:
+    return
 
 
 def _run_prepared(scenario: Scenario) -> Outcome:

@@ -44,18 +44,23 @@ def measured(requests: pa.Table, window: Window | None) -> pa.Table:
 
 def latencies(record: Record, requests: pa.Table, window: Window | None = None) -> dict[str, float]:
     """Give TTFT, TPOT, ITL and end-to-end latency of the counted requests, those of `window` only."""
-    counted = measured(requests, window)
+    ttft, tpot, e2el = request_latencies(measured(requests, window))
+    gaps, number = inter_token_latencies(record, window)
+    return {
+        **spread("ttft", ttft),
+        **spread("tpot", tpot),
+        **_spread_ms("itl", np.repeat(gaps * 1000, number)),
+        **spread("e2el", e2el),
+    }
+
+
+def request_latencies(counted: pa.Table) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Give (TTFT, TPOT, end-to-end latency) of each request, in seconds; no TPOT for those of one token."""
     arrival, first, finish, tokens = (
         counted[name].to_numpy() for name in ("arrival_s", "first_token_s", "finish_s", "output_tokens")
     )
     several = tokens > 1
-    gaps, number = inter_token_latencies(record, window)
-    return {
-        **spread("ttft", first - arrival),
-        **spread("tpot", (finish - first)[several] / (tokens[several] - 1)),
-        **_spread_ms("itl", np.repeat(gaps * 1000, number)),
-        **spread("e2el", finish - arrival),
-    }
+    return first - arrival, (finish - first)[several] / (tokens[several] - 1), finish - arrival
 
 
 def throughputs(requests: pa.Table, iterations: pa.Table, window: Window | None = None) -> dict[str, float]:

@@ -140,7 +140,7 @@ class Engine:
             else:
                 draft_s, verify_s = prices.decode_s(None, live[CONTEXT], context)
                 seconds = draft_s + verify_s
-        tokens = 0 if not active else active if played is None else played.verified_tokens or active
+        tokens = active if played is None else played.verified_tokens or active
         if chunks and active:
             prefill_s = prices.added_prefill_s(len(chunks), prefill_tokens, cached, tokens)
         elif chunks:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,16 @@ def test_a_worker_that_dies_is_explained() -> None:
     with pytest.raises(PacelineError, match=r"worker process ended abruptly.*__main__.*workers = 1"):
         list(run_all([loaded(None, **SLOW)] * 2, traces(), workers=2))
     killer.join()
+
+
+def test_a_worker_that_cannot_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("handle is closed")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_spawn_process", fail)
+    with pytest.raises(PacelineError, match=r"could not start.*workers = 1") as caught:
+        list(run_all([loaded()] * 2, traces(), workers=2))
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 def test_leaving_early_stops_the_workers() -> None:
