@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,16 @@ def _across(count: int) -> int:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One figure: its file name without ending, SVG, caption (with n and label) and alt text."""
+    """One figure: its file name without ending, SVG, caption (with n and label) and alt text.
+
+    ``data`` is what it shows, one record a mark, all with the same keys: the rows of the CSV file beside it.
+    """
 
     name: str
     svg: str
     caption: str
     alt: str
+    data: tuple[Mapping[str, Any], ...] = ()
 
 
 def need(data: Any, figure: str, what: str) -> None:

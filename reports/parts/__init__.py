@@ -1,0 +1,1 @@
+"""The parts of a report: each answers one question, in a module of its own."""

@@ -1,0 +1,41 @@
+"""What one question contributes to a report: its answer, its section, its advice and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from reports.document import Block, Paragraph
+from reports.figures.drawing import Drawing
+from reports.style import RC
+
+
+@dataclass(frozen=True)
+class Part:
+    """One question answered.
+
+    ``answer`` goes to the front page (its lead is the question in two or three words), ``blocks`` under ``title``;
+    ``guidelines`` are advice in plain words, ``limits`` what the numbers do not cover. ``drawings`` are the figures
+    that ``blocks`` show, for the files beside the report.
+    """
+
+    key: str
+    title: str
+    answer: Paragraph
+    blocks: tuple[Block, ...]
+    drawings: tuple[Drawing, ...]
+    guidelines: tuple[Paragraph, ...] = ()
+    limits: tuple[Paragraph, ...] = ()
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in the look of the report."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    style: dict[str, Any] = {**sns.axes_style("ticks"), **RC}
+    with mpl.rc_context(style):  # type: ignore[arg-type]
+        yield
