@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import threading
-import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -227,17 +224,17 @@ SLOW = {"workload": {**POISSON, "requests": 200_000}, "costs": {"verifier": LINE
 """Settings of a run of minutes."""
 
 
-def test_a_worker_that_dies_is_explained() -> None:
-    def kill_one() -> None:
-        while not multiprocessing.active_children():
-            time.sleep(0.01)
-        multiprocessing.active_children()[0].kill()
+class Deadly:
+    """Whoever reads it from a pickle ends there and then."""
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (1,)
+
+
+def test_a_worker_that_dies_is_explained() -> None:
+    deadly: Any = Deadly()
     with pytest.raises(PacelineError, match=r"worker process ended abruptly.*__main__.*workers = 1"):
-        list(run_all([loaded(None, **SLOW)] * 2, traces(), workers=2))
-    killer.join()
+        list(run_all([loaded()] * 2, deadly, workers=2))
 
 
 def test_a_worker_that_cannot_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
