@@ -3,6 +3,7 @@
     PacelineError                 a mistake or a limit that the message explains; the command line prints it alone
     ├── TraceError                a TraceSet breaks its contract (file, column, row, rule)
     ├── ScenarioError             a scenario file has faults (all of them, each with its place)
+    │   └── ExportError           an engine has no words for a setting
     ├── CostError                 a cost model cannot be built from what was given
     ├── ReplayError               a trace cannot answer what a policy asks of it
     ├── CalibrationError          a model, a prompt file or a recording job cannot be used
@@ -33,6 +34,10 @@ class TraceError(PacelineError):
 
 class ScenarioError(PacelineError):
     """A scenario has faults: names every one with its place."""
+
+
+class ExportError(ScenarioError):
+    """An engine has no words for a setting; says what it has words for."""
 
 
 class CostError(PacelineError):

@@ -74,7 +74,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """The whole report. `created` is (year, month, day), from the traces and not from the clock."""
+    """The whole report. `created` is (year, month, day), from the traces and not from the clock.
+
+    ``answers`` stand as bullets below the verdict, each after its question in bold; `compact` starts the sections
+    right behind the front instead of on a page of their own.
+    """
 
     title: str
     kicker: str
@@ -88,6 +92,8 @@ class Document:
     answer: tuple[str, ...]
     front: tuple[Block, ...]
     sections: tuple[Section, ...]
+    answers: tuple[Paragraph, ...] = ()
+    compact: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Give what the template reads."""

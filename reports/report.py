@@ -1,21 +1,48 @@
-"""Write the report: figures as SVG, findings as JSON, and the PDF that holds everything."""
+"""Write a report: figures as SVG with their data as CSV, findings as JSON, and the PDF that holds everything."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.findings import Findings
+from analysis.records import to_json
 from calibration.errors import ReportError
 from reports.document import Document
-from reports.figures import draw_all
+from reports.figures import Drawing, draw_all
 from reports.sections import compose
+
+if TYPE_CHECKING:
+    from reports.collect import Answers
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a report goes: the PDF, its figures with their data, and the findings behind it."""
+
+    pdf: Path
+    figures: Path
+    records: Path
+
+    @classmethod
+    def of(cls, out: str | os.PathLike[str]) -> Place:
+        """Give the place that `out` names: a PDF with ``<stem>-figures/`` beside it, or a folder for everything."""
+        path = Path(out)
+        if path.suffix.lower() == ".pdf":
+            beside = path.with_name(f"{path.stem}-figures")
+            return cls(path, beside, beside)
+        return cls(path / "report.pdf", path / "figures", path)
 
 
 def write_report(
@@ -26,10 +53,10 @@ def write_report(
 ) -> Path:
     """Write the report of `findings` to `out_pdf`; give its path.
 
-    Beside it go ``findings.json`` and ``figures/<name>.svg``. Each file appears whole or not at all. The PDF is
-    tagged (PDF/UA-1) and archival (PDF/A-2a), and dated by the traces: the same findings give the same bytes.
-    `progress` is called with (steps done, steps in all). Raises `ReportError` for a figure or document that cannot
-    be made.
+    Beside it go ``findings.json`` and ``figures/<name>.svg`` with the data of each as ``figures/<name>.csv``. Each
+    file appears whole or not at all. The PDF is tagged (PDF/UA-1) and archival (PDF/A-2a), and dated by the traces:
+    the same findings give the same bytes. `progress` is called with (steps done, steps in all). Raises `ReportError`
+    for a figure or document that cannot be made.
     """
     target = Path(out_pdf)
     report = progress or (lambda done, total: None)
@@ -41,17 +68,86 @@ def write_report(
         report(done, steps)
 
     drawings = draw_all(findings, drawn)
-    pdf = render(compose(findings, drawings), _timestamp(findings))
+    pdf = render(compose(findings, drawings), timestamp(findings.provenance.created, "manifest"))
     report(steps - 1, steps)
-    try:
-        for drawing in drawings.values():
-            write_atomic(target.parent / "figures" / f"{drawing.name}.svg", drawing.svg.encode())
-        write_atomic(target.parent / "findings.json", findings.to_json().encode())
-        write_atomic(target, pdf)
-    except OSError as fault:
-        raise ReportError(f"{target}: cannot be written ({fault.strerror or fault})") from None
+    place = Place(target, target.parent / "figures", target.parent)
+    write_files(place, pdf, list(drawings.values()), {"findings": findings.to_json()})
     report(steps, steps)
     return target
+
+
+def write_answers(
+    answers: Answers, names: Sequence[str], created: str, out: str | os.PathLike[str], template: str = "study"
+) -> Path:
+    """Write what was found to `out` (see `Place`) by `template`; give the path of the PDF.
+
+    `names` are the inputs as they were given, `created` when the youngest of them was made. Every drawing of every
+    part is written as SVG and its data as CSV, whatever the template shows of them, and the findings of every
+    question as JSON.
+    """
+    from reports.templates import documents
+
+    drawings = draw_all(answers.study) if answers.study is not None else {}
+    place = Place.of(out)
+    moment = timestamp(created, "report")
+    for document, most in documents(template, answers, drawings, names, created):
+        pdf = render(document, moment)
+        if most is None or pages(pdf) <= most:
+            break
+    every = [*drawings.values(), *(one for found in answers.answered for one in found.part.drawings)]
+    records = {} if answers.study is None else {"findings": answers.study.to_json()}
+    records |= {one.key: to_json(one.findings) for one in answers.answered if one.findings is not None}
+    write_files(place, pdf, every, records)
+    return place.pdf
+
+
+def pages(pdf: bytes) -> int:
+    """Count the pages of a PDF that typst made: it writes page objects as they are, uncompressed."""
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+def write_files(place: Place, pdf: bytes, drawings: Sequence[Drawing], records: Mapping[str, str]) -> None:
+    """Write the PDF, every drawing as SVG with its data as CSV, and `records` (JSON by name).
+
+    Raises `ReportError` for a drawing without data, two of one name, and where nothing can be written.
+    """
+    tables = {}
+    for drawing in drawings:
+        if drawing.name in tables:
+            raise ReportError(f"figure {drawing.name}: two drawings have this name")
+        tables[drawing.name] = data_csv(drawing)
+    try:
+        for drawing in drawings:
+            write_atomic(place.figures / f"{drawing.name}.svg", drawing.svg.encode())
+            write_atomic(place.figures / f"{drawing.name}.csv", tables[drawing.name].encode())
+        for name, text in records.items():
+            write_atomic(place.records / f"{name}.json", text.encode())
+        write_atomic(place.pdf, pdf)
+    except OSError as fault:
+        raise ReportError(f"{place.pdf}: cannot be written ({fault.strerror or fault})") from None
+
+
+def data_csv(drawing: Drawing) -> str:
+    """Give the data of a drawing as CSV: numbers to six digits, empty where there is none.
+
+    Raises `ReportError` for a drawing without data, or whose records differ in their keys.
+    """
+    if not drawing.data:
+        raise ReportError(f"figure {drawing.name}: needs data, it holds none")
+    keys = tuple(drawing.data[0])
+    if any(tuple(row) != keys for row in drawing.data):
+        raise ReportError(f"figure {drawing.name}: its records must all have the same keys, in the same order")
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(keys)
+    rows.writerows([_cell(row[key]) for key in keys] for row in drawing.data)
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
 
 
 def render(document: Document, timestamp: datetime) -> bytes:
@@ -90,11 +186,10 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
-def _timestamp(findings: Findings) -> datetime:
-    """When the traces were made, in UTC."""
-    created = findings.provenance.created
+def timestamp(created: str, where: str) -> datetime:
+    """Read when something was made, in UTC; `ReportError` where that is no date."""
     try:
         moment = datetime.fromisoformat(created)
     except ValueError:
-        raise ReportError(f"manifest: created must be an ISO 8601 time, got {created!r}") from None
+        raise ReportError(f"{where}: created must be an ISO 8601 time, got {created!r}") from None
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

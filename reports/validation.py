@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 
 from analysis.fidelity.table import Fidelity, errors_of
-from calibration.errors import ReportError
 from reports.document import Document, Figure
 from reports.figures.fidelity import draw_fidelity
-from reports.report import render, write_atomic
+from reports.parts.fidelity import fidelity_answer
+from reports.report import Place, render, timestamp, write_files
 from reports.sections.fidelity import fidelity_sections
 from reports.text import listing, plain
 
@@ -23,7 +22,7 @@ def write_validation(fidelity: Fidelity, out_pdf: str | os.PathLike[str]) -> Pat
     """
     target = Path(out_pdf)
     drawings = draw_fidelity(fidelity)
-    moment = _moment(fidelity)
+    moment = timestamp(fidelity.created, "fidelity")
     head = _verdict(fidelity)
     document = Document(
         title="How far can the predictions be trusted?",
@@ -39,12 +38,8 @@ def write_validation(fidelity: Fidelity, out_pdf: str | os.PathLike[str]) -> Pat
         front=(Figure.of(drawings["fidelity-errors"]),) if "fidelity-errors" in drawings else (),
         sections=fidelity_sections(fidelity, drawings),
     )
-    try:
-        for drawing in drawings.values():
-            write_atomic(target.parent / "figures" / f"{drawing.name}.svg", drawing.svg.encode())
-        write_atomic(target, render(document, moment))
-    except OSError as fault:
-        raise ReportError(f"{target}: cannot be written ({fault.strerror or fault})") from None
+    place = Place(target, target.parent / "figures", target.parent)
+    write_files(place, render(document, moment), list(drawings.values()), {})
     return target
 
 
@@ -64,17 +59,4 @@ def _verdict(fidelity: Fidelity) -> tuple[str, ...]:
         ]
         if found:
             told.append(f"{plain(source.title)}, {len(held)} held-out conditions, median errors: {listing(found)}.")
-    overall = errors_of("output_throughput", fidelity.held_out())
-    head = "No throughput was measured on held-out conditions."
-    if overall is not None:
-        head = f"Throughput under speculation is predicted within {100 * overall.median:.1f}% (median over "
-        head += f"{overall.conditions} held-out conditions; worst {100 * overall.worst:.1f}%)."
-    return (head, *told)
-
-
-def _moment(fidelity: Fidelity) -> datetime:
-    try:
-        moment = datetime.fromisoformat(fidelity.created)
-    except ValueError:
-        raise ReportError(f"fidelity: created must be an ISO 8601 time, got {fidelity.created!r}") from None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (fidelity_answer(fidelity), *told)

@@ -44,20 +44,23 @@ def parse_scenario(
 
 
 def _missing_files(data: Mapping[str, Any], folder: Path) -> list[str]:
-    """Check that the files that a workload names are there."""
-    load = data.get("workload")
-    load = load if isinstance(load, Mapping) else {}
-    lengths = load.get("lengths")
+    """Check that the files that a workload and the routing to drafters name are there."""
+    load, routing = _table(data.get("workload")), _table(data.get("routing"))
     named = {
         "workload.path": load.get("path"),
         "workload.lengths_path": load.get("lengths_path"),
-        "workload.lengths.path": lengths.get("path") if isinstance(lengths, Mapping) else None,
+        "workload.lengths.path": _table(load.get("lengths")).get("path"),
+        "routing.drafter.path": _table(routing.get("drafter")).get("path"),
     }
     return [
         f"{place}: no such file, got '{path}'"
         for place, path in named.items()
         if isinstance(path, str) and not (folder / path).is_file()
     ]
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def name_faults(data: Mapping[str, Any], drafters: Iterable[str], domains: Iterable[str]) -> list[str]:

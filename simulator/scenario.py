@@ -210,7 +210,8 @@ class Scenario(Section):
 
 def _placed_parts(data: Mapping[str, Any]) -> dict[str, Any]:
     """Give the parts of a scenario that may hold paths."""
-    return {section: data[section] for section in ("traces", "workload", "costs", "replica") if section in data}
+    placed = ("traces", "workload", "costs", "routing", "replica")
+    return {section: data[section] for section in placed if section in data}
 
 
 def _with_paths(table: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_picture_is_there() -> None:
         assert (README.parent / target).read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
 
-@pytest.mark.parametrize("file", ["scenario", "calibrate", "distill", "heads", "time-shapes"])
+@pytest.mark.parametrize("file", ["scenario", "calibrate", "distill", "heads", "time-shapes", "cascade"])
 def test_reference_is_fresh(file: str) -> None:
     """`paceline keys FILE > docs/FILE.md` writes it again."""
     result = CliRunner().invoke(paceline.main, ["keys", file])

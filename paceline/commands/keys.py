@@ -11,6 +11,7 @@ _FILES = {
     "calibrate": ("recording job", "calibration.jobfile", "Job"),
     "distill": ("distillation job", "calibration.distill.jobfile", "DistillJob"),
     "heads": ("heads job", "calibration.heads.job", "HeadsJob"),
+    "cascade": ("cascade scenario", "simulator.cascade", "CascadeScenario"),
     "time-shapes": ("timing job", "calibration.timing", "TimingJob"),
 }
 """Files that a user writes: name -> (what it is called, where its model lives, the model)."""

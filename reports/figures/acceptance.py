@@ -16,6 +16,7 @@ from reports.figures.drawing import (
     need,
     or_nan,
     panels,
+    record,
 )
 from reports.style import INK, REFERENCE, look, to_svg
 from reports.text import short, signed
@@ -57,6 +58,11 @@ def acceptance_by_domain(findings: Findings) -> Drawing:
         f"Bars: 95% intervals over requests. {label(findings, 'measured')}",
         f"Dot plots of accepted per drafted tokens, one panel for each of {len(findings.drafters)} drafters, one row "
         f"for each of {len(findings.domains)} domains and one for all; the numbers are in the table that follows.",
+        data=tuple(
+            {"drafter": r.drafter, "domain": r.domain or "all", "draft_tokens": k}
+            | record("accepted_per_drafted", r.accepted_per_drafted)
+            for r in rows
+        ),
     )
 
 
@@ -109,6 +115,12 @@ def depth_curves(findings: Findings) -> Drawing:
         f"reached are left out. {label(findings, 'measured')}",
         f"Line charts of acceptance against draft depth, one panel for each of {len(findings.drafters)} drafters: "
         "conditional acceptance with intervals, the constant rate fitted to it, and the falling unconditional rate.",
+        data=tuple(
+            {"drafter": p.drafter, "draft_tokens": p.draft_tokens, "depth": p.depth, "drafts_at_risk": p.at_risk}
+            | record("conditional_acceptance", p.conditional)
+            | {"unconditional_acceptance": p.unconditional.value, "shown": p.at_risk >= _FEWEST_AT_RISK}
+            for p in points
+        ),
     )
 
 
@@ -144,4 +156,10 @@ def formula_error(findings: Findings) -> Drawing:
         f"positions where the drafter is right. {label(findings, 'measured')}",
         f"Line charts of tokens per round against draft length, one panel for each of {len(findings.drafters)} "
         "drafters, with the constant-rate formula dashed and its relative error at the longest draft.",
+        data=tuple(
+            {"drafter": r.drafter, "draft_tokens": r.draft_tokens}
+            | record("tokens_per_round", r.tokens_per_round)
+            | {"formula_tokens_per_round": r.formula_tokens.value, "formula_error": r.formula_error.value}
+            for r in rows
+        ),
     )

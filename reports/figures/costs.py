@@ -27,6 +27,7 @@ def time_breakdown(findings: Findings) -> Drawing:
         ("overhead", "#1a1a1a", ""),
     )
     left = [0.0] * len(runs)
+    widths: dict[str, list[float]] = {}
     for part, colour, hatch in parts:
         width = [
             1000
@@ -35,6 +36,7 @@ def time_breakdown(findings: Findings) -> Drawing:
             / (r.prefill_s + r.draft_s + r.verify_s + r.overhead_s)
             for r in runs
         ]
+        widths[part] = width
         if max(width) > 0:
             ax.barh(
                 range(len(runs)),
@@ -64,6 +66,12 @@ def time_breakdown(findings: Findings) -> Drawing:
         f"its best draft length. Left of the dashed line is faster. {label(findings, sim_label(findings))}",
         "Stacked bars of milliseconds per output token, divided into prefill, draft, verify and overhead, for no "
         f"speculation ({left[0]:.1f} ms) and {len(runs) - 1} drafters.",
+        data=tuple(
+            {"drafter": r.drafter if r.draft_tokens else "none", "draft_tokens": r.draft_tokens, "batch": r.batch}
+            | {"requests_of": r.drafter, "tokens_per_second": r.tokens_per_second}
+            | {f"{part}_ms_per_token": round(width[i], 6) for part, width in widths.items()}
+            for i, r in enumerate(runs)
+        ),
     )
 
 
@@ -110,6 +118,13 @@ def cost_fit(findings: Findings) -> Drawing:
         f"both agree. [measured, fitted; {findings.sizes.timed_steps:,} timed steps]",
         f"Scatter plots of fitted against measured step time in milliseconds: {', '.join(groups)}; "
         "the errors are in the table that follows.",
+        data=tuple(
+            {"model": f.model, "operation": f.operation, "batch": p.batch, "new_tokens": p.new_tokens}
+            | {"context_tokens": p.context_tokens, "repeats": p.repeats}
+            | {"measured_s": p.measured_s, "fitted_s": p.fitted_s}
+            for f in fits
+            for p in f.points
+        ),
     )
 
 

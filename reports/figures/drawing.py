@@ -37,6 +37,11 @@ class Drawing:
     data: tuple[Mapping[str, Any], ...] = ()
 
 
+def record(name: str, value: Estimate) -> dict[str, float | int | None]:
+    """Give an estimate as columns of a figure's data: the value, the ends of its 95% interval, its requests."""
+    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high, "requests": value.requests}
+
+
 def need(data: Any, figure: str, what: str) -> None:
     """Refuse to draw `figure` from nothing."""
     if not data:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analysis.fidelity.table import QUANTITIES, Condition, Crossover, Fidelity, errors_of
+from analysis.fidelity.table import QUANTITIES, Compared, Condition, Crossover, Fidelity, errors_of
 from reports.figures.drawing import Drawing, need, new_figure
 from reports.style import INK, RC, REFERENCE, look, to_svg
 from reports.text import TIMES, listing, plain, short
@@ -71,7 +71,24 @@ def predicted_measured(fidelity: Fidelity) -> Drawing:
         f"has seen. On the dashed line both agree; the grey band is {100 * _BAND:.0f}% to either side. "
         "[measured, simulated]",
         f"Scatter plots of predicted against measured values of {len(shown)} quantities on logarithmic axes.{told}",
+        data=tuple(_compared(c, one) for c in fidelity.conditions for name in shown if (one := c.of(name))),
     )
+
+
+def _compared(condition: Condition, one: Compared) -> dict[str, Any]:
+    """One quantity of one condition as a row of data."""
+    return {
+        "source": condition.source,
+        "condition": condition.name,
+        "role": condition.role,
+        "repeats": condition.repeats,
+        "quantity": one.name,
+        "unit": QUANTITIES[one.name][1],
+        "measured": one.measured,
+        "predicted": one.predicted,
+        "error": one.error,
+        "spread": one.spread,
+    }
 
 
 def _marks(ax: Axes, conditions: Sequence[Condition], name: str, index: int) -> None:
@@ -133,6 +150,7 @@ def signed_errors(fidelity: Fidelity) -> Drawing:
         f"floor of any prediction. Dashed lines: 3 and 10%. [measured, simulated; n = {len(rows)} conditions]",
         f"Signed relative errors of {len(rows)} held-out conditions, between "
         f"{100 * min(signed):.1f} and {100 * max(signed):.1f} per cent.",
+        data=tuple(_compared(c, one) for _, c, one in rows),
     )
 
 
@@ -168,6 +186,12 @@ def crossovers(fidelity: Fidelity) -> Drawing:
         f"speculation stops paying. {within} of {len(fidelity.crossovers)} predicted crossovers lie within one grid "
         f"step of the measured one.{f' {left} more are in the data.' if left else ''} [measured, simulated]",
         f"Line charts of measured and predicted speed-up against batch size for {len(shown)} drafters and lengths.",
+        data=tuple(
+            {"source": c.source, "drafter": c.drafter, "draft_tokens": c.draft_tokens, "batch": batch}
+            | {"measured_speedup": measured, "predicted_speedup": predicted}
+            for c in fidelity.crossovers
+            for batch, measured, predicted in zip(c.grid, c.measured_speedups, c.predicted_speedups, strict=True)
+        ),
     )
 
 

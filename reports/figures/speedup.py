@@ -19,6 +19,7 @@ from reports.figures.drawing import (
     new_figure,
     or_nan,
     panels,
+    record,
 )
 from reports.style import INK, to_svg
 from reports.text import TIMES, estimate, short, sim_label
@@ -58,6 +59,12 @@ def speedup_by_batch(findings: Findings) -> Drawing:
         f"{label(findings, sim_label(findings))}",
         f"Line chart of speed-up against batch size for {count} drafters. At batch {head.batch} the best is "
         f"{short(head.drafter)} with {estimate(head.speedup)} times; the line at 1 marks no speculation.",
+        data=tuple(
+            {"drafter": r.drafter, "batch": r.batch, "draft_tokens": r.speculative_tokens}
+            | record("speedup", r.speedup)
+            | {"pays": r.pays, "extrapolated": r.extrapolated}
+            for r in rows
+        ),
     )
 
 
@@ -81,6 +88,13 @@ def speedup_map(findings: Findings) -> Drawing:
         f"costs extrapolated. {label(findings, sim_label(findings))}",
         f"Annotated maps of speed-up, one for each of {len(findings.drafters)} drafters, with draft lengths "
         f"{lengths[0]} to {lengths[-1]} as rows and batch sizes {batches[0]} to {batches[-1]} as columns.",
+        data=tuple(
+            {"drafter": c.drafter, "draft_tokens": c.draft_tokens, "batch": c.batch}
+            | record("speedup", c.speedup)
+            | {"tokens_per_round": c.tokens_per_round, "break_even_tokens": c.break_even_tokens}
+            | {"extrapolated": c.extrapolated}
+            for c in cells.values()
+        ),
     )
 
 

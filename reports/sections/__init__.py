@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from analysis.findings import Findings
 from reports import answer
-from reports.document import Document, Figure, Section
+from reports.document import Bullets, Document, Figure, Section
 from reports.figures import Drawing
+from reports.guidelines import study_guidelines
 from reports.sections.acceptance import acceptance, depth
 from reports.sections.costs import costs
 from reports.sections.front import summary
@@ -16,11 +17,11 @@ from reports.sections.provenance import provenance
 from reports.sections.speedup import speedup
 from reports.text import breakable, short
 
-__all__ = ["compose"]
+__all__ = ["compose", "study_sections"]
 
 
 def compose(findings: Findings, drawings: Mapping[str, Drawing]) -> Document:
-    """Arrange the whole report."""
+    """Arrange the report of one study; without `drawings` its front alone, for a template to go on with."""
     facts = findings.provenance
     date = facts.created[:10]
     year, month, day = (int(part) for part in date.split("-"))
@@ -37,13 +38,23 @@ def compose(findings: Findings, drawings: Mapping[str, Drawing]) -> Document:
         question=answer.question(findings),
         verdict=answer.verdict(findings),
         answer=tuple(answer.explanation(findings)),
-        front=(summary(findings), Figure.of(drawings["speedup-by-batch"])),
+        front=(summary(findings), Figure.of(drawings["speedup-by-batch"])) if drawings else (),
         sections=(
-            Section("Where the numbers come from", provenance(findings)),
-            Section("Acceptance by domain and drafter", acceptance(findings, drawings)),
-            Section("Acceptance by depth, and the constant-rate formula", depth(findings, drawings)),
-            Section("The speed-up map", speedup(findings, drawings)),
-            Section("Where the time goes, and how well it is known", costs(findings, drawings)),
+            *study_sections(findings, drawings),
+            Section("Guidelines in plain words", (Bullets(study_guidelines(findings)),)),
             Section("Limits of validity", (limits(findings),)),
-        ),
+        )
+        if drawings
+        else (),
+    )
+
+
+def study_sections(findings: Findings, drawings: Mapping[str, Drawing]) -> tuple[Section, ...]:
+    """Give the sections of a study: sources, acceptance, speed-up and costs."""
+    return (
+        Section("Where the numbers come from", provenance(findings)),
+        Section("Acceptance by domain and drafter", acceptance(findings, drawings)),
+        Section("Acceptance by depth, and the constant-rate formula", depth(findings, drawings)),
+        Section("The speed-up map", speedup(findings, drawings)),
+        Section("Where the time goes, and how well it is known", costs(findings, drawings)),
     )

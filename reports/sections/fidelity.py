@@ -23,6 +23,12 @@ def fidelity_sections(fidelity: Fidelity, drawings: Mapping[str, Drawing]) -> tu
     return tuple(section for section in sections if section.blocks)
 
 
+def error_blocks(fidelity: Fidelity, drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
+    """Give the errors by engine, every condition in one figure each way, and where speculation stops paying."""
+    shown = [Figure.of(drawings[name]) for name in ("fidelity-predicted-measured", "fidelity-errors")]
+    return (*_errors(fidelity), *shown, *_crossovers(fidelity, drawings))
+
+
 def _figures(drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
     return (Figure.of(drawings["fidelity-predicted-measured"]),)
 
@@ -49,7 +55,7 @@ def _errors(fidelity: Fidelity) -> tuple[Block, ...]:
             header,
             rows,
             "llrrrrr",
-            ("1", "1", "auto", "auto", "auto", "auto", "auto"),
+            ("1.5", "1", "auto", "auto", "auto", "auto", "auto"),
         ),
     )
 

@@ -58,7 +58,7 @@ def run_all(
         futures: dict[Future[Outcome], int] = {}
         try:
             for index, scenario in enumerate(scenarios):
-                futures[_submit(pool, _run_prepared, scenario)] = index
+                futures[_submit(pool, run_prepared, scenario)] = index
             # NOTE: the pool looks for dead workers among those it knew when it last woke; this wakes it for the last.
             _submit(pool, _nothing)
             for future in as_completed(futures):
@@ -119,7 +119,8 @@ def _nothing() -> None:
     return
 
 
-def _run_prepared(scenario: Scenario) -> Outcome:
+def run_prepared(scenario: Scenario) -> Outcome:
+    """Simulate one scenario in a worker of `process_pool`, with the traces that it was given."""
     return run_one(scenario, _given)
 
 

@@ -141,6 +141,13 @@ def _tiers() -> dict[str, Tier]:
     }
 
 
+class Learned(Section):
+    """Draft on while what the next tokens are forecast to gain, from confidence and entropy, pays for their time."""
+
+    policy: Literal["learned"]
+    max_draft_tokens: Count = 8
+
+
 class MovingAverage(Section):
     """SGLang's adaptive steps: one moving average of accepted tokens for each tier of batch sizes.
 
@@ -285,6 +292,7 @@ Stopping = Annotated[
     | Confidence
     | AdaEDL
     | SpecDecPP
+    | Learned
     | MovingAverage
     | Goodput
     | PerRequest

@@ -17,6 +17,7 @@ from simulator.playback.replay import DrawnRuns, Replay, SequenceTable
 from simulator.playback.signals import make_signals
 from simulator.pricing.costs import DraftCost, Prices
 from simulator.routing import drafter_settings as settings
+from simulator.routing.drafter_assigned import read_assigned
 from simulator.routing.drafter_bandits import (
     KernelUcb,
     ThompsonSampling,
@@ -32,6 +33,10 @@ from simulator.routing.drafter_prompts import domain_contexts, out_of_fold, prom
 from simulator.routing.drafter_replay import ManyRuns, must_be_greedy
 from simulator.routing.drafter_settings import stopping_faults
 from simulator.routing.drafter_signals import ManySignals
+from simulator.routing.drafter_window import SlidingUcb
+from simulator.routing.hybrid_make import make_round_rule
+from simulator.routing.hybrid_play import ByRoundRule
+from simulator.routing.hybrid_settings import ContextMatch, Forecast
 from simulator.scenario import Scenario
 from simulator.stopping import StoppingPolicy, policy_signals
 
@@ -125,6 +130,8 @@ def route(
     elif isinstance(rule, settings.Merged):
         must_be_greedy(traces, rule.policy)
         placement = ByUnion(drafters)
+    elif isinstance(rule, ContextMatch | Forecast):
+        placement = ByRoundRule(drafters, make_round_rule(rule, scenario, materials, drafters, costs, policy))
     else:
         assert isinstance(rule, settings.OracleRound)
         placement = ByOracleRound(drafters, _foresight(rule, policy, prices, many), slots)
@@ -165,8 +172,11 @@ def _choice(
             return Table(_by_domain(rule, sequences))
         case settings.ByClassifier():
             return _classified(rule, scenario.seed, materials, policy.longest_draft, prices)
-        case settings.Ucb(exploration=exploration):
-            return Ucb1(arms, exploration)
+        case settings.Assigned(path=path):
+            known = materials[0].traces.sequences["sequence_id"].to_pylist()
+            return Table(read_assigned(scenario.locate(path), rule.drafters, sequences.ids, set(known)))
+        case settings.Ucb(exploration=exploration, window=window):
+            return Ucb1(arms, exploration) if window is None else SlidingUcb(arms, exploration, window)
         case settings.Thompson():
             return ThompsonSampling(arms, scenario.seed)
         case settings.PakUcb():

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from calibration.errors import did_you_mean
 from simulator.keys.settings import Count, Positive, Section
+from simulator.routing.hybrid_settings import ContextMatch, Forecast
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Features = Literal["tokens", "domain"]
@@ -54,6 +55,16 @@ class ByClassifier(Candidates):
     folds: Annotated[int, Field(ge=2)] = 5
 
 
+class Assigned(Candidates):
+    """By a table from outside, the CSV file at `path`: columns sequence_id and drafter, a row for every sequence.
+
+    `path` is relative to the scenario file. So any other router's choices can be replayed. Exact replay.
+    """
+
+    policy: Literal["assigned"]
+    path: str
+
+
 class ByConfidence(Candidates):
     """In every round, by the drafters' own confidence: TAPS (2026, arXiv 2603.27027), confidence routing, for chains.
 
@@ -72,10 +83,13 @@ class Ucb(Candidates):
     Reward: the request's tokens per second of its rounds, divided by the largest seen so far; n_g counts requests
     routed, ended or not, as rewards come late. `c`, their sqrt(2) unless given. Learns while it serves, on each
     replica alone. Exact replay.
+
+    With `window` it knows only the last so many requests (SW-UCB, Garivier and Moulines 2011), for changing traffic.
     """
 
     policy: Literal["ucb"]
     exploration: Positive = 2**0.5
+    window: Count | None = None
 
 
 class Thompson(Candidates):
@@ -147,13 +161,16 @@ DrafterRouting = Annotated[
     StaticDrafter
     | ByDomain
     | ByClassifier
+    | Assigned
     | ByConfidence
     | Ucb
     | Thompson
     | PakUcb
     | OracleRequest
     | OracleRound
-    | Merged,
+    | Merged
+    | ContextMatch
+    | Forecast,
     Field(discriminator="policy"),
 ]
 WITHOUT_LEARNING = ("none", "fixed", "by_batch", "oracle", "confidence", "specdec++")
@@ -190,6 +207,8 @@ def stopping_faults(rule: Any, stopping: Any) -> list[str]:
     """Give what is wrong about routing policy `rule` beside stopping policy `stopping`."""
     if stopping == "tree":
         return ["must be left out where stopping.policy is 'tree': trees are drafted by one drafter"]
+    if stopping == "learned":
+        return ["must be left out where stopping.policy is 'learned': it knows one drafter"]
     if rule == "merged" and isinstance(stopping, str) and stopping not in WITHOUT_LEARNING:
         allowed = ", ".join(WITHOUT_LEARNING)
         return [f"policy 'merged' needs a stopping policy of {allowed}, got '{stopping}'"]
@@ -231,4 +250,5 @@ def _listed(value: Any) -> Iterable[Any]:
 def _chosen(rule: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Give the places of a rule that choose one of its drafters."""
     table = _table(rule.get("table"))
-    return [(key, rule.get(key)) for key in ("drafter", "default")] + [(f"table.{key}", table[key]) for key in table]
+    places = [(key, rule.get(key)) for key in ("drafter", "default", "lookup")]
+    return places + [(f"table.{key}", table[key]) for key in table]

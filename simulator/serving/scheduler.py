@@ -170,7 +170,9 @@ class Scheduler:
             keys = self._name(job, context)
             # At least one token is computed, as nothing else gives the next one.
             cached = pool.known(keys[: (context - 1) // limits.block_size])
-        done = cached * limits.block_size
+        # What came with the request is lost with its memory.
+        carried = 0 if job.preemptions or job.requeues else job.request.carried_tokens
+        done = max(cached * limits.block_size, carried)
         tokens = self._chunk(context - done, budget)
         if tokens == 0:
             return None
@@ -182,7 +184,7 @@ class Scheduler:
             pool.take(new)
             job.blocks, job.shared = cached + new, cached
             self._publish(job, done + tokens)
-        self._count_start(job, context, done)
+        self._count_start(job, context, cached * limits.block_size)
         job.computed = done
         self.prefilling.append(job)
         return Chunk(job, tokens, done)

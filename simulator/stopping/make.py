@@ -15,6 +15,7 @@ from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
 from simulator.stopping.fixed import ByBatch, Fixed
 from simulator.stopping.goodput import Goodput, PerRequest
 from simulator.stopping.heuristic import Heuristic
+from simulator.stopping.learned import Learned, make_outlook
 from simulator.stopping.moving_average import AdaptiveSteps
 from simulator.stopping.oracle import Oracle, OracleCost
 from simulator.stopping.plugins import plugin_policy
@@ -76,6 +77,8 @@ def _threshold(stopping: settings.Stopping, max_num_seqs: int) -> StoppingPolicy
             )
         case settings.SpecDecPP(threshold=threshold, min_draft_tokens=least, max_draft_tokens=longest):
             return SpecDecPP(threshold, least, longest)
+        case settings.Learned(max_draft_tokens=longest):
+            return Learned(longest, max_num_seqs)
     return None
 
 
@@ -115,6 +118,8 @@ def policy_signals(
     """Give the signals that `policy` reads, if it reads any."""
     if policy is None or not policy.needs_signals or replay is None or material is None:
         return None
+    if isinstance(stopping, settings.Learned):
+        return make_outlook(replay, material)
     predict = isinstance(stopping, settings.SpecDecPP | settings.Budget)
     given = getattr(stopping, "coefficients", None)
     return make_signals(

@@ -32,6 +32,8 @@ class Request:
     prefix_block_tokens: int = 0
     resampled_tokens: int = 0
     """Output tokens beyond its recording, continued by resampled blocks (`simulator.playback.blocks`)."""
+    carried_tokens: int = 0
+    """Tokens of the beginning of its prompt whose keys and values come with it (`simulator.cascade.handover`)."""
 
     @property
     def resampled(self) -> bool:

@@ -50,7 +50,10 @@ def test_the_document_holds_every_condition_and_is_the_same_bytes_again(tmp_path
     for word in ("lookup-4-batch-8", "Prefill is mixed in.", "A paper (2025)", "held-out", "pays at all", "Missed:"):
         assert word.replace(" ", "") in text, word
     names = {file.name for file in (tmp_path / "figures").iterdir()}
-    assert names == {"fidelity-predicted-measured.svg", "fidelity-errors.svg", "fidelity-crossovers.svg"}
+    figures = ("fidelity-predicted-measured", "fidelity-errors", "fidelity-crossovers")
+    assert names == {f"{name}.{ending}" for name in figures for ending in ("svg", "csv")}
+    rows = (tmp_path / "figures" / "fidelity-errors.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + len(made_fidelity().held_out())
 
 
 def test_a_validation_of_nothing_is_refused(tmp_path: Path) -> None:

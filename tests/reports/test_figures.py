@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import re
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +13,9 @@ import pytest
 from drawn import clustered
 
 from analysis import Findings, StudySettings, study
+from calibration.errors import ReportError
 from reports.figures import Drawing, draw_all
+from reports.report import data_csv
 from reports.style import look
 
 
@@ -47,6 +51,40 @@ def test_every_caption_has_its_label_and_sample_size(drawings: dict[str, Drawing
             r"\[(measured|simulated|fitted|extrapolated)[^\]]*(n = 12 requests|timed steps)", drawing.caption
         )
         assert len(drawing.alt) > 60
+
+
+def test_every_figure_has_data_of_equal_keys_that_hold_what_is_drawn(
+    drawings: dict[str, Drawing], findings: Findings
+) -> None:
+    for drawing in drawings.values():
+        rows = list(csv.DictReader(io.StringIO(data_csv(drawing))))
+        assert len(rows) == len(drawing.data) > 0
+        assert list(rows[0]) == list(drawing.data[0])
+    shown = {
+        (row["drafter"], row["draft_tokens"], row["batch"]): row["speedup"] for row in drawings["speedup-map"].data
+    }
+    for cell in findings.speedup:
+        if cell.domain is None:
+            assert shown[cell.drafter, cell.draft_tokens, cell.batch] == cell.speedup.value
+    fits = drawings["cost-fit"].data
+    assert len(fits) == sum(len(fit.points) for fit in findings.cost_fits)
+    breakdown = drawings["time-breakdown"].data
+    assert [row["drafter"] for row in breakdown].count("none") == 1
+    for row in breakdown:
+        parts = [row[f"{part}_ms_per_token"] for part in ("prefill", "draft", "verify", "overhead")]
+        assert sum(parts) == pytest.approx(1000 / row["tokens_per_second"], rel=1e-4)
+
+
+def test_a_figure_without_data_or_with_ragged_records_is_refused() -> None:
+    with pytest.raises(ReportError, match="figure empty: needs data"):
+        data_csv(Drawing("empty", "<svg/>", "c", "a"))
+    with pytest.raises(ReportError, match="figure ragged: its records must all have the same keys"):
+        data_csv(Drawing("ragged", "<svg/>", "c", "a", data=({"x": 1}, {"y": 2})))
+
+
+def test_missing_numbers_are_empty_in_the_data() -> None:
+    drawing = Drawing("d", "<svg/>", "c", "a", data=({"x": None, "y": 0.1234567, "z": True},))
+    assert data_csv(drawing) == "x,y,z\n,0.123457,true\n"
 
 
 def test_axes_name_what_they_show(drawings: dict[str, Drawing]) -> None:

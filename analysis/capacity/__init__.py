@@ -1,0 +1,15 @@
+"""Capacity: how much load a replica carries within its objectives, and how many devices a given load needs."""
+
+from analysis.capacity.default import study_scenarios
+from analysis.capacity.findings import CapacityFindings, Needed, Objective, PolicyCapacity, RatePoint
+from analysis.capacity.plan import plan_capacity
+
+__all__ = [
+    "CapacityFindings",
+    "Needed",
+    "Objective",
+    "PolicyCapacity",
+    "RatePoint",
+    "plan_capacity",
+    "study_scenarios",
+]

@@ -1,0 +1,149 @@
+"""The largest arrival rate that one policy sustains on one seed, by bisection over simulated rates."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.capacity.findings import Objective
+from analysis.capacity.load import at_rate, saturated
+from calibration.errors import ExtrapolationWarning, PacelineWarning
+from calibration.traces import TraceSet
+from simulator.results.metrics import request_latencies
+from simulator.run import simulate
+from simulator.scenario import Scenario
+
+WARMUP_SHARE = 0.2
+"""Of the arrivals of a run, in order: the first ones, which find the engine emptier than others will."""
+TAIL_SHARE = 0.1
+"""The last ones, which are served while the engine runs empty; they are there to keep the others company."""
+TOLERANCE = 0.02
+"""A bisection ends when it knows the rate to this share of the saturated one."""
+SHARES = (0.3, 0.5, 0.75, 1.0)
+"""Rates of the curve, as shares of the saturated one; the bisection goes on between two of them."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was seen at one arrival rate (of the whole fleet).
+
+    ``attained``: share of the `judged` requests that keep each limit, and all of them (``all``). ``energy``: what
+    the joules count.
+    """
+
+    rate_rps: float
+    attained: dict[str, float]
+    p99_ttft_ms: float
+    p99_tpot_ms: float
+    mean_e2el_s: float
+    output_tokens_per_s: float
+    judged: int
+    joules_per_million: float | None
+    extrapolated_share: float
+    energy: str | None = None
+    said: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """What one policy sustains on one seed: the rate, what was seen there, and at every rate of the curve.
+
+    ``at`` is None where not even the smallest rate tried keeps the objective: the rate is 0. ``failing``: the limit
+    that is missed most just above; None where the saturated rate itself keeps all.
+    """
+
+    rate_rps: float
+    saturation_rps: float
+    at: Probe | None
+    failing: str | None
+    curve: tuple[Probe, ...] = field(default=())
+
+
+def saturation(scenario: Scenario, traces: TraceSet | None) -> float:
+    """Give the requests a second of an engine with every slot always in use."""
+    summary, _, _ = _run(saturated(scenario), traces)
+    return float(summary["request_throughput"])
+
+
+def probe(scenario: Scenario, rate_rps: float, requests: int, objective: Objective, traces: TraceSet | None) -> Probe:
+    """Simulate one arrival rate; judge the requests between warm-up and tail, in order of arrival."""
+    summary, table, said = _run(at_rate(scenario, rate_rps, requests), traces)
+    rows = np.argsort(table["arrival_s"].to_numpy(), kind="stable")
+    judged = table.take(rows[int(WARMUP_SHARE * len(rows)) : len(rows) - int(TAIL_SHARE * len(rows))])
+    ttft, tpot, stay = request_latencies(judged)
+    tokens = judged["output_tokens"].to_numpy()
+    per_token = np.zeros(judged.num_rows)  # of a request with one output token: 0, as vLLM counts it
+    per_token[tokens > 1] = tpot
+    seconds = {"ttft": ttft, "tpot": per_token, "e2el": stay}
+    kept = {name: 1000 * seconds[name] <= limit for name, limit in objective.limits.items()}
+    attained = {name: float(mask.mean()) for name, mask in kept.items()}
+    attained["all"] = float(np.logical_and.reduce(list(kept.values())).mean())
+    return Probe(
+        rate_rps,
+        attained,
+        p99_ttft_ms=1000 * float(np.percentile(ttft, 99)),
+        p99_tpot_ms=1000 * float(np.percentile(per_token, 99)),
+        mean_e2el_s=float(stay.mean()),
+        output_tokens_per_s=rate_rps * float(tokens.mean()),
+        judged=judged.num_rows,
+        joules_per_million=summary.get("joules_per_million_output_tokens"),
+        extrapolated_share=summary["extrapolated_iterations"] / max(1, summary["iterations"]),
+        energy=summary.get("energy", {}).get("counts"),
+        said=said,
+    )
+
+
+def sustain(
+    scenario: Scenario,
+    requests: int,
+    objective: Objective,
+    saturation_rps: float,
+    shares: tuple[float, ...],
+    reference_rps: float,
+    traces: TraceSet | None,
+) -> Sustained:
+    """Find the largest rate at which `objective` is kept, within `TOLERANCE` of the saturated one.
+
+    `saturation_rps` bounds it: a finite run could carry more for a while. The rates of the curve are `shares` of
+    `reference_rps` (the same for all seeds), tried in turn; the bisection starts at the first one that fails, so that
+    a lucky one above it does not count.
+    """
+    curve = tuple(probe(scenario, share * reference_rps, requests, objective, traces) for share in shares)
+    good, bad = None, None
+    for one in curve:
+        if one.attained["all"] < objective.attainment:
+            bad = one
+            break
+        good = one
+    low = 0.0 if good is None else good.rate_rps
+    high = max(saturation_rps, low) if bad is None else bad.rate_rps
+    while high - low > TOLERANCE * reference_rps:
+        middle = probe(scenario, (low + high) / 2, requests, objective, traces)
+        if middle.attained["all"] >= objective.attainment:
+            good, low = middle, middle.rate_rps
+        else:
+            bad, high = middle, middle.rate_rps
+    failing = None if bad is None else min(objective.limits, key=lambda name: bad.attained[name])
+    if low >= saturation_rps:
+        low, failing = saturation_rps, None
+    return Sustained(low, saturation_rps, good, failing, curve)
+
+
+def _run(scenario: Scenario, traces: TraceSet | None) -> tuple[dict[str, Any], pa.Table, tuple[str, ...]]:
+    """Simulate; give the summary, the counted requests, and what was warned of, but for extrapolation."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PacelineWarning)
+        result = simulate(scenario, traces=traces)
+    said = []
+    for warning in caught:
+        if issubclass(warning.category, ExtrapolationWarning):
+            continue  # every probe carries its share of extrapolated iterations
+        if issubclass(warning.category, PacelineWarning):
+            said.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return result.summary, result.requests.filter(result.requests["counted"]), tuple(dict.fromkeys(said))

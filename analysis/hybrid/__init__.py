@@ -1,0 +1,1 @@
+"""How much of the gap between the best fixed draft and the oracle hybrid policies close."""

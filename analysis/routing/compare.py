@@ -1,0 +1,174 @@
+"""Every way to choose drafters on the same traffic: alone, by label, by classifier, by bandit, by oracle."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.bootstrap import ClusterBootstrap, Estimate
+from analysis.routing.classifier import Guesses, cheapest
+from analysis.routing.findings import BatchRow, GrowthPoint, PolicyRow, Verdict
+from analysis.routing.play import bandits, over_orders, play
+from analysis.routing.served import Floats, Ints, RequestTable, Server
+
+ORACLES = ("oracle by request", "oracle by round")
+LABEL, CALIBRATED, NAIVE = "domain label", "calibrated classifier", "naive Bayes classifier"
+ALWAYS = "always "
+MERGED, WITH_LOOKUP = "merged drafts", "merged best and lookup"
+"""Drafts of all drafters verified as one (TAPS), and of the best drafter with a model and a lookup that is free."""
+
+
+def alone_seconds(
+    table: RequestTable,
+    server: Server,
+    guesses: Guesses | None,
+    merging: Mapping[str, Server],
+    *,
+    signals: bool,
+    orders: int,
+    seed: int,
+) -> dict[str, Floats]:
+    """Give the seconds of every request at batch 1 under every policy.
+
+    Policies that choose by request are sums over the table: exact. The simulator's naive Bayes classifier, confidence
+    routing (with `signals`), merged drafts (`merging`: servers of the drafters to merge) and the oracle by round are
+    simulated. Bandits: the mean over `orders` shuffled passes, one pass each.
+    """
+    row, k = np.arange(len(table.ids)), table.draft_tokens
+    found = {ALWAYS + name: table.seconds[:, i] for i, name in enumerate(table.drafters)}
+    for name, chosen in assignments(table, guesses).items():
+        found[name] = table.seconds[row, chosen]
+    if guesses is not None:
+        found[NAIVE] = server.serve({"policy": "classifier"}, k).seconds
+    if signals:
+        found["confidence"] = server.serve({"policy": "confidence"}, k).seconds
+    for name, group in merging.items():
+        found[name] = group.serve({"policy": "merged"}, k).seconds
+    for name, make in bandits(table).items():
+        total = np.zeros(len(row))
+        for index in range(orders):
+            order = np.random.default_rng([seed, index]).permutation(len(row))
+            total[order] += table.seconds[order, play(make(index), table, order.tolist())]
+        found[name] = total / orders
+    found[ORACLES[0]] = table.seconds.min(axis=1)
+    found[ORACLES[1]] = server.serve({"policy": "oracle_round", "by": "seconds"}, k).seconds
+    return found
+
+
+def assignments(table: RequestTable, guesses: Guesses | None) -> dict[str, Ints]:
+    """Give the out-of-fold choices, by request: of the true label, and of the classifier."""
+    if guesses is None:
+        return {}
+    given = (table.seconds, table.output_tokens)
+    return {LABEL: cheapest(guesses, *given, certain=True), CALIBRATED: cheapest(guesses, *given)}
+
+
+def policy_rows(
+    table: RequestTable, seconds: Mapping[str, Floats], bootstrap: ClusterBootstrap, learning: Sequence[str]
+) -> tuple[PolicyRow, ...]:
+    """Give a row for each policy and traffic; `learning` policies learn from mixed traffic: that row alone."""
+    rows = []
+    labels = np.asarray(table.domains, dtype=object)
+    for domain in (None, *bootstrap.domains):
+        mine = np.full(len(labels), True) if domain is None else labels == domain
+        best = table.drafters[int(table.seconds[mine].sum(axis=0).argmin())]
+        for name, own in seconds.items():
+            if domain is not None and name in learning:
+                continue
+            sums = np.column_stack([table.plain_s, seconds[ALWAYS + best], seconds[ORACLES[0]], own])
+            speedup, ratio, regret = bootstrap.estimates(
+                lambda s: np.stack(
+                    [s[..., 0] / s[..., 3], s[..., 1] / s[..., 3], s[..., 3] / s[..., 2] - 1], axis=-1
+                ),
+                sums,
+                domain,
+            )
+            rows.append(PolicyRow(name, domain, best, speedup, ratio, regret, verdict(ratio), name in ORACLES))
+    return tuple(rows)
+
+
+def batch_rows(
+    server: Server,
+    table: RequestTable,
+    guesses: Guesses | None,
+    merging: Mapping[str, Server],
+    batch: int,
+    bootstrap: ClusterBootstrap,
+    replications: int,
+) -> tuple[BatchRow, ...]:
+    """Simulate the policies on mixed traffic at `batch`, on the same orders; tables are replayed as ``assigned``."""
+    k = table.draft_tokens
+    first = {"policy": "static", "drafter": table.drafters[0]}
+    plain = server.serve(first, 0, batch=batch, replications=replications)
+    rules: dict[str, dict[str, Any]] = {
+        ALWAYS + name: {"policy": "static", "drafter": name} for name in table.drafters
+    }
+    if guesses is not None:
+        rules[NAIVE] = {"policy": "classifier"}
+    rules |= {name: {"policy": name} for name in ("ucb", "thompson")}
+    rules[ORACLES[0]] = {"policy": "oracle_request", "by": "seconds"}
+    rules[ORACLES[1]] = {"policy": "oracle_round", "by": "seconds"}
+    seconds: dict[str, Floats] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for index, (name, chosen) in enumerate(assignments(table, guesses).items()):
+            write_assigned(folder / f"{index}.csv", table.ids, [table.drafters[arm] for arm in chosen.tolist()])
+            rules[name] = {"policy": "assigned", "path": f"{index}.csv"}
+        for name, rule in rules.items():
+            run = server.serve(rule, k, batch=batch, replications=replications, folder=folder)
+            seconds[name] = run.seconds
+    for name, group in merging.items():
+        run = group.serve({"policy": "merged"}, k, batch=batch, replications=replications)
+        seconds[name] = run.seconds
+    single = min((name for name in seconds if name.startswith(ALWAYS)), key=lambda name: float(seconds[name].sum()))
+    rows = []
+    for name, own in seconds.items():
+        sums = np.column_stack([plain.seconds, seconds[single], own])
+        speedup, ratio = bootstrap.estimates(lambda s: s[..., :2] / s[..., 2:], sums)
+        rows.append(BatchRow(name, batch, replications, speedup, ratio, verdict(ratio), name in ORACLES))
+    return tuple(rows)
+
+
+def write_assigned(path: Path, ids: Sequence[str], drafters: Sequence[str]) -> None:
+    """Write the table that ``routing.drafter policy = "assigned"`` reads."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("sequence_id", "drafter"))
+        writer.writerows(zip(ids, drafters, strict=True))
+
+
+def regret_growth(
+    table: RequestTable, requests: int, orders: int, points: int, *, seed: int
+) -> tuple[GrowthPoint, ...]:
+    """Play the bandits for `requests` requests, passes over the prompts each newly shuffled; regret at `points`."""
+    number = len(table.ids)
+    over = table.seconds - table.seconds.min(axis=1, keepdims=True)
+    streams = [
+        np.concatenate([rng.permutation(number) for _ in range(-(-requests // number))])[:requests]
+        for rng in (np.random.default_rng([seed, 1, index]) for index in range(orders))
+    ]
+    grown = []
+    marks = np.linspace(0, requests, points + 1).round().astype(int)[1:].tolist()
+    for name, make in bandits(table).items():
+        paths = np.stack(
+            [np.cumsum(over[order, play(make(i), table, order.tolist())]) for i, order in enumerate(streams)]
+        )
+        grown += [GrowthPoint(name, mark, over_orders(paths[:, mark - 1])) for mark in marks]
+    best = int(table.seconds.sum(axis=0).argmin())
+    still = np.stack([np.cumsum(over[order, best]) for order in streams])
+    name = ALWAYS + table.drafters[best]
+    return (*grown, *(GrowthPoint(name, mark, over_orders(still[:, mark - 1])) for mark in marks))
+
+
+def verdict(ratio: Estimate) -> Verdict:
+    """Say whether the interval of a throughput over the best single drafter's leaves out 1."""
+    if ratio.low is not None and ratio.low > 1:
+        return "beats it"
+    if ratio.high is not None and ratio.high < 1:
+        return "loses to it"
+    return "cannot tell apart"

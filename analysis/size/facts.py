@@ -1,0 +1,224 @@
+"""Public facts about drafter size: acceptance of pairs, and sizes that others found best. Numbers and sources only.
+
+None of these was measured here. ``read`` says how the number was had: *file* (from a public table of measurements),
+*quoted* (from a paper or a page, not checked against the original again).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from analysis.size.formula import rate_of_length
+
+Read = Literal["file", "quoted"]
+
+
+@dataclass(frozen=True)
+class SizedPair:
+    """Acceptance of one drafter for one verifier; parameters in all.
+
+    ``acceptance`` is a rate per drafted token: the published alpha, or the constant rate that gives the published
+    tokens per round.
+    """
+
+    verifier: str
+    drafter: str
+    verifier_parameters: float
+    drafter_parameters: float
+    task: str
+    acceptance: float
+    source: str
+    read: Read
+
+    @property
+    def share(self) -> float:
+        """Parameters of the drafter over those of the verifier."""
+        return self.drafter_parameters / self.verifier_parameters
+
+    @property
+    def family(self) -> str:
+        """Pairs of one family differ in the size of the drafter alone."""
+        return f"{self.verifier}, {self.task}"
+
+
+_LEVIATHAN = "Leviathan, Kalman and Matias 2023 (arXiv 2211.17192), table 3"
+_T5 = {"T5-small": 77e6, "T5-base": 250e6, "T5-large": 800e6}
+_LAMDA = {"LaMDA 100M": 100e6, "LaMDA 2B": 2e9, "LaMDA 8B": 8e9}
+
+
+def _family(
+    verifier: str, parameters: float, drafters: dict[str, float], task: str, rates: tuple[float, ...]
+) -> list[SizedPair]:
+    return [
+        SizedPair(verifier, name, parameters, size, task, rate, _LEVIATHAN, "quoted")
+        for (name, size), rate in zip(drafters.items(), rates, strict=True)
+    ]
+
+
+FAMILIES: tuple[SizedPair, ...] = (
+    *_family("LaMDA 137B", 137e9, _LAMDA, "dialogue, greedy", (0.61, 0.71, 0.75)),
+    *_family("LaMDA 137B", 137e9, _LAMDA, "dialogue, sampled", (0.57, 0.71, 0.74)),
+    *_family("T5-XXL 11B", 11e9, _T5, "translation, greedy", (0.75, 0.80, 0.82)),
+    *_family("T5-XXL 11B", 11e9, _T5, "translation, sampled", (0.62, 0.68, 0.71)),
+    *_family("T5-XXL 11B", 11e9, _T5, "summaries, greedy", (0.65, 0.73, 0.74)),
+    *_family("T5-XXL 11B", 11e9, _T5, "summaries, sampled", (0.53, 0.55, 0.56)),
+)
+"""Pairs at three sizes each: how acceptance grows with size."""
+
+_APERTUS = "Apertus v1.5 70B with its 8B, K = 3, vLLM on 4 x GH200: mean acceptance length, bonus included"
+
+ANCHORS: tuple[SizedPair, ...] = (
+    SizedPair("Llama-2-70B", "Llama-2-7B", 69e9, 6.74e9, "greedy", 0.8563, "Sequoia repository, 7b_70b log", "file"),
+    SizedPair("Apertus-70B", "Apertus-8B", 70.6e9, 8.05e9, "code", rate_of_length(3.363, 3), _APERTUS, "file"),
+    SizedPair("Apertus-70B", "Apertus-8B", 70.6e9, 8.05e9, "open chat", rate_of_length(2.895, 3), _APERTUS, "file"),
+    SizedPair(
+        "Llama-3-70B Q4",
+        "Llama-3-8B Q4",
+        70.6e9,
+        8.03e9,
+        "four mixed prompts",
+        rate_of_length(1 + 8 * 0.5868, 8),
+        "devquasar.com: share of drafted tokens accepted, K = 8",
+        "file",
+    ),
+)
+"""Pairs with a verifier of 70B, all with a drafter of 7B or 8B: where the curve of a 70B verifier is pinned."""
+
+
+@dataclass(frozen=True)
+class BenchmarkedLength:
+    """Tokens per round, bonus included, of a drafter at a draft length that was not stated."""
+
+    drafter: str
+    drafter_parameters: float
+    verifier: str
+    verifier_parameters: float
+    tokens: float
+    source: str
+
+    @property
+    def least_rate(self) -> float:
+        """The acceptance below which not even an endless draft commits so many tokens: 1 - 1 / tokens."""
+        return 1 - 1 / self.tokens
+
+
+_HSD = "HSD repository (arXiv 2601.05724), GSM8K, T = 1, GPTQ 8 bit, token-level verification"
+
+UNPLACED: tuple[BenchmarkedLength, ...] = (
+    BenchmarkedLength("Qwen2.5-0.5B", 0.494e9, "Qwen2.5-14B", 14.8e9, 5.99, _HSD),
+    BenchmarkedLength("Qwen2.5-0.5B", 0.494e9, "Qwen2.5-32B", 32.8e9, 6.14, _HSD),
+    BenchmarkedLength("Qwen2.5-0.5B", 0.494e9, "Qwen2.5-72B", 72.7e9, 6.44, _HSD),
+)
+"""Facts that no rate can be had from, because the draft length is missing; they bound it from below."""
+
+
+@dataclass(frozen=True)
+class PublishedOptimum:
+    """A size that others found best; ``share`` of the verifier's parameters."""
+
+    source: str
+    verifier: str
+    drafter: str
+    share: float
+    among: str
+    latency: str
+    read: Read
+
+
+OPTIMA: tuple[PublishedOptimum, ...] = (
+    PublishedOptimum(
+        "SDSL (arXiv 2603.11053), rule",
+        "13 verifiers (OPT, Qwen, ...)",
+        "M / 200",
+        1 / 200,
+        "a fitted law",
+        "in proportion to parameters",
+        "quoted",
+    ),
+    PublishedOptimum(
+        "SDSL (arXiv 2603.11053), example",
+        "70B",
+        "189M",
+        0.189 / 70,
+        "a fitted law",
+        "in proportion to parameters",
+        "quoted",
+    ),
+    PublishedOptimum(
+        "Decoding Speculative Decoding (arXiv 2402.01528)",
+        "LLaMA-65B",
+        "Wide-Sheared-LLaMA-796M",
+        0.796 / 65,
+        "290M, 543M, 796M, 1.3B, wide and shallow",
+        "measured; grows with depth",
+        "quoted",
+    ),
+    PublishedOptimum(
+        "Leviathan et al. 2023 (arXiv 2211.17192)",
+        "T5-XXL 11B",
+        "T5-small 77M",
+        0.077 / 11,
+        "77M, 250M, 800M",
+        "measured",
+        "quoted",
+    ),
+    PublishedOptimum(
+        "TensorRT-LLM on one H200, fp8, batch 1 (NVIDIA 2024)",
+        "Llama-3.3-70B",
+        "Llama-3.2-1B",
+        1.236 / 70.6,
+        "1B, 3B, 8B",
+        "measured",
+        "quoted",
+    ),
+)
+"""Optima that disagree."""
+
+
+@dataclass(frozen=True)
+class MeasuredSpeedup:
+    """A speed-up that others measured with a 70B verifier: what the extrapolation can be held against.
+
+    ``draft_tokens`` None: not stated, the best is taken. ``tokens``: measured tokens per round, where they are known.
+    """
+
+    source: str
+    verifier: str
+    drafter: str
+    device: str
+    tensor_parallel: int
+    dtype: Literal["bf16", "fp8"]
+    speedup: float
+    draft_tokens: int | None
+    tokens: float | None
+    read: Read
+
+
+SPEEDUPS: tuple[MeasuredSpeedup, ...] = (
+    MeasuredSpeedup(
+        "TensorRT-LLM (NVIDIA 2024), 51.14 to 181.74 tokens/s",
+        "llama-3.1-70b",
+        "llama-3.2-1b",
+        "h200",
+        1,
+        "fp8",
+        3.55,
+        None,
+        None,
+        "quoted",
+    ),
+    MeasuredSpeedup(
+        _APERTUS + ", code, batch 1",
+        "llama-3.1-70b",
+        "llama-3.1-8b",
+        "h100-sxm",
+        4,
+        "bf16",
+        0.464,
+        3,
+        3.377,
+        "file",
+    ),
+)
+"""One that agrees with cheap drafting, one that shows what an engine's overhead can do."""

@@ -1,0 +1,271 @@
+"""What the study of drafter size found: frozen records that survive `analysis.records.to_json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from analysis.bootstrap import Estimate
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """One drafter on a curve.
+
+    ``share``: its parameters over the verifier's, without embedding and head in a measured family, all of them in an
+    extrapolation; ``share_in_all``: all of them, where they are known; ``draft_tokens``: its best draft length, bonus
+    not included; ``speedup``: over no speculation at that length; ``draft_step_s``: one draft step of the batch;
+    ``cost_ratio``: it over a plain verifier step of the same batch. ``acceptance``: P(a drafted token is accepted) at
+    a position.
+    """
+
+    drafter: str
+    parameters: float
+    share: float
+    layers: int | None
+    draft_tokens: int
+    speedup: Estimate
+    draft_step_s: float
+    cost_ratio: float
+    acceptance: Estimate
+    share_in_all: float | None
+
+
+@dataclass(frozen=True)
+class SweetSpot:
+    """Where a curve is highest and how flat it is there; shares of the verifier's parameters. See `find_spots`.
+
+    ``best_of``: how often each size came out best, over bootstrap replicates (draws); ``flat_of``: how often it came
+    within ``within`` of the best. ``gain_end``: where doubling the drafter starts to bring less than ``gain`` (a
+    share of speed); ``still_gaining``: how often it still brought more at the largest size, in which case
+    ``gain_end`` is that size. ``pays``: whether the interval of the speed-up at the maximum lies above 1, ``costs``
+    whether it lies below.
+    """
+
+    best: Estimate
+    low: Estimate
+    high: Estimate
+    gain_end: Estimate
+    within: float
+    gain: float
+    still_gaining: float
+    best_of: dict[str, float]
+    flat_of: dict[str, float]
+    speedup: Estimate
+    pays: bool
+    costs: bool
+
+
+@dataclass(frozen=True)
+class SizeCurve:
+    """Speed-up against size on one device at one batch size and domain (None: all).
+
+    ``label``: how the numbers were come by (simulated, extrapolated). ``latency``: what a draft step was taken to
+    cost. ``statement``: the sweet spot in plain words.
+    """
+
+    verifier: str
+    device: str
+    label: str
+    latency: str
+    batch: int
+    domain: str | None
+    points: tuple[SizePoint, ...]
+    spot: SweetSpot
+    statement: str
+
+
+@dataclass(frozen=True)
+class LatencyLine:
+    """Seconds of a draft step against depth over the family: base_s + layer_s x layers, least squares.
+
+    ``at_no_depth``: base_s over a plain verifier step: what a drafter of no layers would still cost.
+    ``proportional_error``: how much dearer the smallest drafter's step is than its share of the verifier's step.
+    """
+
+    device: str
+    batch: int
+    base_s: Estimate
+    layer_s: Estimate
+    r_squared: float
+    at_no_depth: float
+    proportional_error: float
+
+
+@dataclass(frozen=True)
+class MeasuredFamily:
+    """The family of a TraceSet: curves on the device that it was timed on and on catalogued ones.
+
+    ``law``: which forms of acceptance against size its sizes tell apart. ``proportional`` are the curves of the same
+    acceptance if a draft step cost its share of parameters of a verifier step.
+    """
+
+    verifier: str
+    requests: int
+    domains: tuple[str, ...]
+    curves: tuple[SizeCurve, ...]
+    proportional: tuple[SizeCurve, ...]
+    latency: tuple[LatencyLine, ...]
+    law: str
+
+
+@dataclass(frozen=True)
+class PairFact:
+    """A public pair as it was used; ``role``: family (how acceptance grows) or anchor (what pins the curve)."""
+
+    role: str
+    verifier: str
+    drafter: str
+    task: str
+    share: float
+    acceptance: float
+    source: str
+    read: str
+
+
+@dataclass(frozen=True)
+class BandCheck:
+    """One measured family predicted from the others: its largest drafter pins the curve, its smallest is predicted.
+
+    ``predicted``: median and 95% of draws from the families of all other verifiers.
+    """
+
+    family: str
+    anchor_share: float
+    share: float
+    measured: float
+    predicted: Estimate
+
+    @property
+    def inside(self) -> bool:
+        """Whether the measured acceptance lies within the band."""
+        low, high = self.predicted.low, self.predicted.high
+        return low is not None and high is not None and low <= self.measured <= high
+
+
+@dataclass(frozen=True)
+class LatencyAssumption:
+    """The best size of the same acceptance curve under one view of what a draft step costs; parameters, not shares.
+
+    ``divisor``: the verifier's parameters over the best size; ``shift``: the best size over that in proportion to
+    parameters, draw by draw, and ``larger`` how often it is larger. ``draft_tokens``: draft length at the median best
+    size.
+    """
+
+    name: str
+    statement: str
+    best: Estimate
+    low: Estimate
+    high: Estimate
+    divisor: Estimate
+    shift: Estimate
+    larger: float
+    draft_tokens: float
+    speedup: Estimate
+
+
+@dataclass(frozen=True)
+class DepthPoint:
+    """A drafter of the same parameters in another depth, with the same acceptance.
+
+    ``break_even_rate``: acceptance that it needs to be as fast as the shallowest one, None where even 1 does not do;
+    ``rate_needed``: by how much that is more.
+    """
+
+    layers: int
+    hidden: int
+    parameters: float
+    draft_step_s: float
+    cost_ratio: float
+    speedup: Estimate
+    break_even_rate: float | None
+    rate_needed: float | None
+
+
+@dataclass(frozen=True)
+class DepthStudy:
+    """Wide and shallow against deep and narrow at equal parameters, on one device and batch size.
+
+    ``rate``: the acceptance at that size, the median of the draws.
+    """
+
+    verifier: str
+    device: str
+    batch: int
+    parameters: float
+    rate: float
+    points: tuple[DepthPoint, ...]
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A published best size, as a share of the verifier's parameters and as 1 / divisor."""
+
+    source: str
+    verifier: str
+    drafter: str
+    share: float
+    divisor: float
+    among: str
+    latency: str
+    read: str
+
+
+@dataclass(frozen=True)
+class SpeedCheck:
+    """A published speed-up beside the extrapolated one, and the seconds a draft step would take to explain it.
+
+    ``predicted``: at the measured tokens per round where those are known, else with the band of acceptance.
+    ``plain_step_s``: of the verifier alone. ``implied_draft_s``: None where tokens per round are not known.
+    """
+
+    source: str
+    drafter: str
+    published: float
+    predicted: Estimate
+    plain_step_s: float
+    predicted_draft_s: float
+    implied_draft_s: float | None
+    read: str
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """A verifier that nobody here can load: everything in it is extrapolated.
+
+    ``families``: verifiers whose families bend its acceptance; ``behind``: what that makes the sample, in words.
+    ``published``: curves over drafters that exist; ``scale``: over made-up ones of one depth, finer. ``by_anchor``:
+    the best size, parameters, for each anchor alone. ``least_rates``: what public facts without a draft length bound.
+    """
+
+    verifier: str
+    verifier_parameters: float
+    pairs: tuple[PairFact, ...]
+    families: tuple[str, ...]
+    behind: str
+    band_checks: tuple[BandCheck, ...]
+    published: tuple[SizeCurve, ...]
+    scale: tuple[SizeCurve, ...]
+    by_anchor: dict[str, Estimate]
+    assumptions: tuple[LatencyAssumption, ...]
+    depth: tuple[DepthStudy, ...]
+    checks: tuple[SpeedCheck, ...]
+    least_rates: dict[str, float]
+    context_tokens: int
+    cost_error: float
+    depth_layers: int
+
+
+@dataclass(frozen=True)
+class SizeFindings:
+    """The size question answered: the measured family, the extrapolation to a large verifier, and published optima.
+
+    ``answer``: one or two sentences with the number and its interval.
+    """
+
+    measured: MeasuredFamily
+    extrapolated: Extrapolation
+    published: tuple[Optimum, ...]
+    answer: str
+    limits: tuple[str, ...]
+    draws: int
+    seed: int

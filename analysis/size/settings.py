@@ -1,0 +1,78 @@
+"""What the study of drafter size is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from analysis.bootstrap import DRAWS
+from analysis.size.sweetspot import GAIN, WITHIN
+from calibration.errors import ScenarioError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model runs: a catalogued device, how many of them share it, and the type of its numbers."""
+
+    device: str
+    tensor_parallel: int = 1
+    dtype: Literal["bf16", "fp16", "fp8", "fp32"] = "bf16"
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        return f"{self.tensor_parallel} x {self.device}" if self.tensor_parallel > 1 else self.device
+
+
+@dataclass(frozen=True)
+class SizeSettings:
+    """What is studied; everything has a default.
+
+    ``drafters``: the family (None: found in the manifest). ``draft_tokens``: lengths 1 .. so many are tried, bonus
+    not included; ``large_draft_tokens`` for the large verifier. ``catalogue``: devices for the measured family.
+    ``verifier`` and ``places``: the large verifier, and where it runs. ``context_tokens``: cached tokens of a
+    sequence there. ``depth_layers``: depth of made-up drafters, about that of published ones from 0.5B to 8B;
+    ``shallow_layers`` that of wide and shallow ones. ``within`` and ``gain``: see `find_spots`.
+    """
+
+    drafters: tuple[str, ...] | None = None
+    batches: tuple[int, ...] = (1, 4, 8)
+    draft_tokens: int = 6
+    catalogue: tuple[Place, ...] = (Place("h100-sxm"),)
+    verifier: str = "llama-3.1-70b"
+    places: tuple[Place, ...] = (Place("h100-sxm", 4), Place("h200", 2))
+    large_batches: tuple[int, ...] = (1, 8, 32)
+    large_draft_tokens: int = 16
+    context_tokens: int = 512
+    published: tuple[str, ...] = (
+        "qwen2.5-0.5b",
+        "llama-3.2-1b",
+        "qwen2.5-1.5b",
+        "llama-3.2-3b",
+        "qwen2.5-7b",
+        "llama-3.1-8b",
+    )
+    depth_layers: int = 28
+    shallow_layers: int = 4
+    within: float = WITHIN
+    gain: float = GAIN
+    draws: int = DRAWS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an empty grid and values that mean nothing."""
+        for name in ("batches", "large_batches"):
+            values = getattr(self, name)
+            if not values or list(values) != sorted(set(values)) or values[0] < 1:
+                raise ScenarioError(f"size study: {name} must be increasing whole numbers from 1, got {list(values)}")
+        for name in ("draft_tokens", "large_draft_tokens", "depth_layers", "shallow_layers", "context_tokens"):
+            if getattr(self, name) < 1:
+                raise ScenarioError(f"size study: {name} must be at least 1, got {getattr(self, name)}")
+        if self.draws < 100:
+            raise ScenarioError(f"size study: draws must be at least 100, got {self.draws}")
+        if not 0 < self.within < 1 or not 0 < self.gain < 1:
+            raise ScenarioError(
+                f"size study: within and gain must lie between 0 and 1, got {self.within} and {self.gain}"
+            )
+        if not self.places or not self.published:
+            raise ScenarioError("size study: places and published must name at least one each, got none")

@@ -1,0 +1,98 @@
+"""The size question: which share of the verifier's parameters a drafter should have."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.size.extrapolated import extrapolate, published_optima
+from analysis.size.findings import Extrapolation, MeasuredFamily, SizeCurve, SizeFindings
+from analysis.size.measured import study_family
+from analysis.size.prices import RECORDED
+from analysis.size.settings import SizeSettings
+from analysis.size.words import common_region, interval_text, parameters_text, share_text, speedup_text
+from analysis.threads import one_thread
+from calibration.traces import TraceSet
+
+
+@one_thread
+def study_size(traces: TraceSet, settings: SizeSettings | None = None) -> SizeFindings:
+    """Answer the size question from the family by size in `traces`, and extrapolate it to a large verifier.
+
+    Deterministic for one TraceSet and settings. Raises `ReplayError` where the TraceSet has no family of three sizes,
+    `CostError` where something cannot be priced.
+    """
+    chosen = settings or SizeSettings()
+    measured, law = study_family(traces, chosen, np.random.default_rng([chosen.seed, 1]))
+    large = extrapolate(law, chosen, np.random.default_rng([chosen.seed, 2]))
+    return SizeFindings(
+        measured,
+        large,
+        published_optima(),
+        _answer(measured, large),
+        _limits(measured, large),
+        chosen.draws,
+        chosen.seed,
+    )
+
+
+def main_curve(measured: MeasuredFamily) -> SizeCurve:
+    """Give the curve that speaks first: all domains, smallest batch, recorded step times where there are any."""
+    whole = [c for c in measured.curves if c.domain is None]
+    own = [c for c in whole if c.latency == RECORDED]
+    return min(own or whole, key=lambda c: c.batch)
+
+
+def _answer(measured: MeasuredFamily, large: Extrapolation) -> str:
+    own, scale, existing = main_curve(measured), large.scale[0], large.published[0]
+    favourite = max(existing.spot.best_of, key=lambda name: existing.spot.best_of[name])
+    whole = large.verifier_parameters
+    low, high = (parameters_text(size) for size in common_region(scale.points, scale.spot))
+    least, most = (parameters_text((each or 0.0) * whole) for each in (scale.spot.best.low, scale.spot.best.high))
+    none = "" if own.spot.pays else f" (no size pays there: {speedup_text(own.spot.speedup)} times the plain speed)"
+    return (
+        f"For {own.verifier} on {own.device} at batch {own.batch} the best drafter has "
+        f"{interval_text(own.spot.best)} of the verifier's parameters, and anything from "
+        f"{share_text(own.spot.low.value)} to {share_text(own.spot.high.value)} is within {own.spot.within:.0%} of "
+        f"it{none}. For {large.verifier} on {scale.device}, extrapolated, anything from {low} to {high} is within "
+        f"{scale.spot.within:.0%} of the best in most scenarios (best size {least} to {most}); of the published "
+        f"shapes {favourite} is best in {existing.spot.best_of[favourite]:.0%} of them."
+    )
+
+
+def _limits(measured: MeasuredFamily, large: Extrapolation) -> tuple[str, ...]:
+    anchors = sum(p.role == "anchor" for p in large.pairs)
+    quoted = sum(p.read == "quoted" for p in large.pairs)
+    return (
+        f"The measured family is one verifier ({measured.verifier}), {measured.requests} requests and one training "
+        "recipe; its sizes also differ in depth and in where their layers come from. Intervals hold for other "
+        "requests of the same kind, not for other recipes. The best draft length is chosen anew in every replicate "
+        "from the same requests, which favours speculation a little.",
+        "Step prices are taken as known: the intervals of the measured family leave out the error of the fitted "
+        "times, and those on a catalogued device the error of the roofline, which was tested on wider models.",
+        f"No public pair has a 70B verifier at several drafter sizes. Its curve is a band of scenarios: {anchors} "
+        f"pairs with drafters of 7B to 8B pin it, and families of {len(large.families)} verifiers "
+        f"({', '.join(large.families)}) bend it, under forms and ways to carry over that these facts cannot tell "
+        f"apart. {quoted} of {len(large.pairs)} facts are quoted from a paper and were not checked again. "
+        "The smallest size considered is the least share of parameters that any family was measured at; where an "
+        "interval ends there, the facts do not bound it.",
+        "Acceptance there is one rate for every depth and text, so tokens per round are those of the constant-rate "
+        "formula; drafters of one size are taken to be equally good whatever their depth, and published shapes stand "
+        "for their cost alone: a drafter must share the verifier's vocabulary.",
+        "Drafting is priced from captured graphs without host time (error of the price ratio "
+        f"{large.cost_error:.0%}, one standard deviation).{_overhead(large)}",
+    )
+
+
+def _overhead(large: Extrapolation) -> str:
+    """What published measurements tell about engines whose draft steps take longer than their prices."""
+    said = ""
+    for check in large.checks:
+        implied = check.implied_draft_s
+        if implied is not None and implied > 2 * check.predicted_draft_s:
+            never = ", longer than a plain step, so that no drafter of any size would pay there"
+            said += (
+                f" One published measurement ({check.source}) implies a draft step "
+                f"{implied / check.predicted_draft_s:.0f} times as "
+                f"long{never if implied > check.plain_step_s else ''}."
+            )
+    return said

@@ -1,0 +1,216 @@
+"""The runs of a search: every candidate on the same seeds, kept so that no run is made twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import calibration.errors
+from analysis.bootstrap import Floats
+from analysis.tuning.candidate import Base, Candidate
+from calibration.errors import PacelineError, PacelineWarning, ScenarioError
+from calibration.traces import TraceSet
+from simulator.experiments.pool import Outcome, process_pool, retell, run_one, run_prepared
+from simulator.experiments.replicate import replication_seeds, with_seed
+from simulator.experiments.store import Store, StoredCell, cell_key, traces_hash
+from simulator.scenario import Scenario
+
+Progress = Callable[[str, int, int], None]
+_SEEDS = 64
+LEAST = 3
+"""Replications that are made whatever the clock says: fewer give no interval worth the name."""
+
+
+@dataclass
+class Runs:
+    """Runs candidates of `base` on common seeds: replication r of every candidate has the same arrivals, order, luck.
+
+    `traces` replaces the TraceSet that the scenario names; `store` (a sqlite file) keeps every run, so that an
+    interrupted search goes on where it stopped. `skipped` tells why candidates could not be run.
+    """
+
+    base: Base
+    traces: TraceSet | None = None
+    workers: int = 2
+    store: str | os.PathLike[str] | None = None
+    progress: Progress | None = None
+    clock: Callable[[], float] = time.monotonic
+    skipped: dict[str, str] = field(default_factory=dict)
+    made: int = 0
+    """Runs that were simulated here, not taken from the store."""
+    _summaries: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    _scenarios: dict[str, Scenario] = field(default_factory=dict)
+    _told: list[Outcome] = field(default_factory=list)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _pool: ProcessPoolExecutor | None = None
+
+    def count(self, candidate: Candidate) -> int:
+        """Give how many replications of `candidate` there are, counted from the first."""
+        return next(r for r in range(_SEEDS + 1) if (candidate.name, r) not in self._summaries)
+
+    def values(self, candidate: Candidate, read: Callable[[Mapping[str, Any]], float], number: int) -> Floats:
+        """Give what `read` finds in the first `number` runs of `candidate`, in the order of the seeds."""
+        return np.array([read(self._summaries[candidate.name, r]) for r in range(number)], dtype=np.float64)
+
+    def summary(self, candidate: Candidate, replication: int = 0) -> dict[str, Any]:
+        """Give the summary of one run."""
+        return self._summaries[candidate.name, replication]
+
+    def scenario(self, candidate: Candidate) -> Scenario:
+        """Give the scenario of `candidate`, on the first seed."""
+        if candidate.name not in self._scenarios:
+            self._scenarios[candidate.name] = self.base.make(candidate.overrides)
+        return self._scenarios[candidate.name]
+
+    def runnable(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Give those that can be run; the reason of each of the others is kept."""
+        return [candidate for candidate in candidates if self._allowed(candidate)]
+
+    def _allowed(self, candidate: Candidate) -> bool:
+        if candidate.name in self.skipped:
+            return False
+        try:
+            self.scenario(candidate)
+        except ScenarioError as fault:
+            self.skipped[candidate.name] = str(fault).removeprefix("candidate: ")
+            return False
+        return True
+
+    def fill(
+        self, stage: str, candidates: Sequence[Candidate], replications: int, until: float | None = None
+    ) -> list[Candidate]:
+        """Run every candidate on the first `replications` seeds; give those that could be run.
+
+        Runs go seed by seed. After the instant `until` (of `clock`) no further seed is begun, so that all candidates
+        have the same ones; `LEAST` are always made.
+        """
+        ready = self.runnable(candidates)
+        seeds = replication_seeds(self.base.scenario.seed, replications)
+        todo = [
+            (candidate, r)
+            for r in range(replications)
+            for candidate in ready
+            if (candidate.name, r) not in self._summaries
+        ]
+        scenarios = [with_seed(self.scenario(candidate), seeds[r]) for candidate, r in todo]
+        self._run(stage, todo, scenarios, until)
+        return [candidate for candidate in ready if candidate.name not in self.skipped]
+
+    def _run(
+        self, stage: str, todo: list[tuple[Candidate, int]], scenarios: list[Scenario], until: float | None
+    ) -> None:
+        shared = None if self.traces is None else traces_hash(self.traces)
+        keys = [cell_key(scenario, shared) for scenario in scenarios] if self.store is not None else []
+        opened = contextlib.nullcontext() if self.store is None else Store(self.store)
+        with opened as cells:
+            kept = {} if cells is None else cells.get(keys)
+            missing = []
+            for i, cell in enumerate(todo):
+                if keys and keys[i] in kept:
+                    self._keep(cell, _restored(kept[keys[i]]))
+                else:
+                    missing.append(i)
+            total, done = len(todo), len(todo) - len(missing)
+            self._tell(stage, done, total)
+            for i, outcome in self._outcomes(missing, todo, scenarios, until):
+                self._keep(todo[i], outcome)
+                self.made += 1
+                if cells is not None and outcome.fault is None:
+                    said = tuple((kind.__name__, text) for kind, text in outcome.said)
+                    cells.put(keys[i], scenarios[i], StoredCell(outcome.summary, said))
+                done += 1
+                self._tell(stage, done, total)
+
+    def _outcomes(
+        self,
+        missing: list[int],
+        todo: list[tuple[Candidate, int]],
+        scenarios: list[Scenario],
+        until: float | None,
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Run what is missing; once `until` has passed, begin no more of what may be left out."""
+        for numbers, deadline in (
+            ([i for i in missing if todo[i][1] < LEAST], None),
+            ([i for i in missing if todo[i][1] >= LEAST], until),
+        ):
+            wanted = [i for i in numbers if todo[i][0].name not in self.skipped]
+            if wanted and not (deadline is not None and self.clock() >= deadline):
+                yield from self._several(wanted, scenarios, deadline)
+
+    def _several(
+        self, numbers: list[int], scenarios: list[Scenario], deadline: float | None
+    ) -> Iterator[tuple[int, Outcome]]:
+        if self.workers == 1:
+            for i in numbers:
+                yield i, run_one(scenarios[i], self.traces)
+                if deadline is not None and self.clock() >= deadline:
+                    return
+            return
+        futures: dict[Future[Outcome], int] = {}
+        try:
+            pool = self._workers()
+            futures = {pool.submit(run_prepared, scenarios[i]): i for i in numbers}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+                if deadline is not None and self.clock() >= deadline:
+                    return
+        except (BrokenProcessPool, OSError) as broken:
+            raise PacelineError(
+                "workers: a worker process ended abruptly or could not start (out of memory, or killed; a script "
+                "must start searches below if __name__ == '__main__'); workers = 1 runs in one process"
+            ) from broken
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _workers(self) -> ProcessPoolExecutor:
+        """Give the worker processes, started when they are first needed: starting them takes seconds."""
+        if self._pool is None:
+            self._pool = self._stack.enter_context(process_pool(self.workers, self.traces))
+        return self._pool
+
+    def __enter__(self) -> Runs:
+        """Give itself; the worker processes end with the block."""
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        """End the worker processes, at once where the block ends by an exception."""
+        self._stack.__exit__(*fault)
+
+    def _keep(self, cell: tuple[Candidate, int], outcome: Outcome) -> None:
+        candidate, replication = cell
+        if outcome.fault is not None:
+            self.skipped.setdefault(candidate.name, str(outcome.fault))
+            return
+        self._summaries[candidate.name, replication] = outcome.summary
+        self._told.append(Outcome({}, None, outcome.said))
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self.progress is not None and total:
+            self.progress(stage, done, total)
+
+    def common(self, candidates: Sequence[Candidate]) -> int:
+        """Give how many first replications all `candidates` have."""
+        return min(self.count(candidate) for candidate in candidates)
+
+    def retell(self) -> None:
+        """Warn once for each kind of warning of the runs."""
+        retell(self._told, stacklevel=4)
+
+    def fault(self, candidate: Candidate) -> PacelineError:
+        """Give the reason why `candidate` could not be run, as an error."""
+        return ScenarioError(f"{candidate.name}: {self.skipped[candidate.name]}")
+
+
+def _restored(cell: StoredCell) -> Outcome:
+    """Give a stored run, its warnings under their categories."""
+    said = tuple((getattr(calibration.errors, name, PacelineWarning), text) for name, text in cell.warnings)
+    return Outcome(cell.summary, None, said)

@@ -1,0 +1,223 @@
+"""The space that a search covers, as candidates: fixed lengths first, policies for the drafters that lead then.
+
+Only policies that an engine could run: they see tokens, past acceptance and the drafter's confidence, never the
+future. The oracles stand apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from analysis.tuning.candidate import Base, Candidate
+from calibration.traces import TraceSet
+
+THRESHOLDS = (0.2, 0.4, 0.6, 0.8)
+LENGTH, THRESHOLD, NODES = "draft length (tokens)", "threshold", "tree nodes (tokens)"
+BATCHED, SEATS = "max_num_batched_tokens", "max_num_seqs"
+
+
+def nothing(base: Base) -> Candidate:
+    """Give the candidate that does not speculate, on the same sequences."""
+    overrides = base.single(base.names[0], {"policy": "none"})
+    return Candidate("no speculation", "none", (), overrides)
+
+
+def fixed(base: Base, drafter: str, draft_tokens: int) -> Candidate:
+    """Give one drafter at one length (without the bonus token)."""
+    stopping = {"policy": "fixed", "draft_tokens": draft_tokens}
+    name = f"{drafter}: {draft_tokens}"
+    return Candidate(name, "fixed", (drafter,), base.single(drafter, stopping), LENGTH, draft_tokens, drafter)
+
+
+def fixed_lengths(base: Base, lengths: Sequence[int]) -> list[Candidate]:
+    """Give every drafter at every length."""
+    return [fixed(base, drafter, k) for drafter in base.names for k in lengths]
+
+
+def by_batch(base: Base, drafter: str, table: Sequence[Sequence[int]]) -> Candidate:
+    """Give one drafter with a length for each range of batch sizes, ``[first, last, K]``."""
+    stopping = {"policy": "by_batch", "table": [list(entry) for entry in table]}
+    return Candidate(f"{drafter}: by batch size", "by_batch", (drafter,), base.single(drafter, stopping))
+
+
+def policies(base: Base, traces: TraceSet, drafter: str, best: int, longest: int) -> list[Candidate]:
+    """Give the policies for one drafter whose best fixed length is `best`; the longest draft is `longest`."""
+    felt = _rows(traces, drafter, "drafter_confidence")
+    found = [*_learning(base, drafter, best, longest)]
+    if felt:
+        found += _thresholds(base, drafter, longest)
+    given = next(info for info in traces.manifest.drafters if info.name == drafter).deterministic
+    if not given and _rows(traces, drafter, "emitted_rank"):
+        found += _trees(base, drafter)
+    return found
+
+
+def _policy(
+    base: Base,
+    drafter: str,
+    label: str,
+    stopping: Mapping[str, Any],
+    axis: str | None = None,
+    at: float | None = None,
+) -> Candidate:
+    return Candidate(
+        f"{drafter}: {label}",
+        str(stopping["policy"]),
+        (drafter,),
+        base.single(drafter, stopping),
+        axis,
+        at,
+        f"{drafter}: {stopping['policy']}",
+    )
+
+
+def _learning(base: Base, drafter: str, best: int, longest: int) -> Iterator[Candidate]:
+    """Policies that read past acceptance."""
+    tiers = {"1": {"candidate_steps": sorted({0, 1, max(1, best // 2), best, longest})}}
+    yield _policy(base, drafter, "moving average (SGLang's tiers)", {"policy": "moving_average"})
+    yield _policy(
+        base,
+        drafter,
+        "moving average",
+        {"policy": "moving_average", "tiers": tiers, "initial_steps": best},
+    )
+    yield _policy(base, drafter, "goodput", {"policy": "goodput", "max_draft_tokens": longest, "probe_rounds": 20})
+    yield _policy(base, drafter, "per request", {"policy": "per_request", "max_draft_tokens": longest})
+    yield _policy(base, drafter, "budget", {"policy": "budget", "max_draft_tokens": longest})
+    yield _policy(base, drafter, "heuristic", {"policy": "heuristic", "start_tokens": best, "max_draft_tokens": 20})
+
+
+def confidence(base: Base, drafter: str, threshold: float, longest: int) -> Candidate:
+    """Give a draft that stops where the drafter's confidence falls below `threshold`."""
+    stopping = {"policy": "confidence", "threshold": threshold, "max_draft_tokens": longest}
+    return _policy(base, drafter, f"confidence {threshold:g}", stopping, THRESHOLD, threshold)
+
+
+def _thresholds(base: Base, drafter: str, longest: int) -> Iterator[Candidate]:
+    """Policies that read the drafter's confidence or entropy."""
+    for threshold in THRESHOLDS:
+        yield confidence(base, drafter, threshold, longest)
+    for threshold in (0.4, 0.6):
+        stopping = {"policy": "adaedl", "threshold": threshold, "max_draft_tokens": longest}
+        yield _policy(base, drafter, f"AdaEDL {threshold:g}", stopping, THRESHOLD, threshold)
+    for threshold in (0.3, 0.5, 0.7):
+        stopping = {
+            "policy": "specdec++",
+            "threshold": threshold,
+            "min_draft_tokens": 1,
+            "max_draft_tokens": longest,
+        }
+        yield _policy(base, drafter, f"SpecDec++ {threshold:g}", stopping, THRESHOLD, threshold)
+    stopping = {"policy": "learned", "max_draft_tokens": longest}
+    yield _policy(base, drafter, "learned from confidence", stopping)
+    stopping = {"policy": "budget", "estimate": "confidence", "max_draft_tokens": longest}
+    yield _policy(base, drafter, "budget by confidence", stopping)
+
+
+def _trees(base: Base, drafter: str) -> Iterator[Candidate]:
+    for nodes, depth in ((4, 3), (8, 4), (16, 6)):
+        stopping = {"policy": "tree", "shape": {"kind": "sequoia", "nodes": nodes, "depth": depth}}
+        yield _policy(base, drafter, f"tree of {nodes}", stopping, NODES, nodes)
+
+
+def routings(base: Base, traces: TraceSet, leaders: Sequence[tuple[str, int]]) -> list[Candidate]:
+    """Give rules that choose among drafters; `leaders`: drafters with their best fixed lengths, best first.
+
+    Pairs of the best with each of the others, and the best three together, drafting as long as the first of them.
+    """
+    names = [name for name, _ in leaders]
+    if len(names) < 2:
+        return []
+    groups = [(names[0], other) for other in names[1:3]]
+    if len(names) > 2:
+        groups.append(tuple(names[:3]))  # type: ignore[arg-type]
+    lengths = dict(leaders)
+    found: list[Candidate] = []
+    for group in groups:
+        length = lengths[group[0]]
+        felt = all(_rows(traces, name, "drafter_confidence") for name in group)
+        for label, rule in _rules(group, felt=felt):
+            name = f"{label} of {' + '.join(group)}: {length}"
+            stopping = {"policy": "fixed", "draft_tokens": length}
+            found.append(Candidate(name, str(rule["policy"]), tuple(group), base.routed(rule, stopping)))
+    return found
+
+
+def _rules(group: Sequence[str], *, felt: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    drafters = list(group)
+    yield "UCB1", {"policy": "ucb", "drafters": drafters}
+    yield "Thompson sampling", {"policy": "thompson", "drafters": drafters}
+    yield "classifier", {"policy": "classifier", "drafters": drafters}
+    yield "merged drafts", {"policy": "merged", "drafters": drafters}
+    if felt:
+        yield "confidence", {"policy": "confidence", "drafters": drafters}
+
+
+def oracles(base: Base, leaders: Sequence[str]) -> list[Candidate]:
+    """Give the bounds: the exact length for each of `leaders`, and the better drafter at its exact length."""
+    found = []
+    for drafter in leaders:
+        for policy, label in (("oracle", "accepted length"), ("oracle_cost", "accepted length by cost")):
+            overrides = base.single(drafter, {"policy": policy})
+            name = f"oracle: {label} of {drafter}"
+            found.append(Candidate(name, "length oracle", (drafter,), overrides, oracle=True))
+    if len(base.names) > 1:
+        rule = {"policy": "oracle_round", "by": "seconds", "drafters": list(base.names)}
+        for policy, label in (("oracle", "accepted length"), ("oracle_cost", "accepted length by cost")):
+            overrides = base.routed(rule, {"policy": policy})
+            name = f"oracle: drafter and {label}"
+            found.append(Candidate(name, "drafter oracle", base.names, overrides, oracle=True))
+    return found
+
+
+def budgets(best: Candidate, batched: Sequence[int], seats: Sequence[int]) -> list[Candidate]:
+    """Give `best` under each token budget and each largest batch."""
+    return [
+        Candidate(
+            f"{best.name}; {key} {value}",
+            "engine",
+            best.drafters,
+            best.overrides | {f"engine.{key}": value},
+            key,
+            value,
+            best.name,
+        )
+        for key, values in ((BATCHED, batched), (SEATS, seats))
+        for value in values
+    ]
+
+
+def neighbours(base: Base, best: Candidate, lengths: Sequence[int], longest: int) -> list[Candidate]:
+    """Give what lies between `best` and what was tried on both sides of it, on its own axis."""
+    if best.fixed and best.at is not None:
+        between = sorted({*_between(int(best.at), [*lengths, 0])} - set(lengths))
+        return [fixed(base, best.drafters[0], k) for k in between if k >= 1]
+    if best.kind == "confidence" and len(best.drafters) == 1 and best.at is not None:
+        points = sorted({round(best.at + step, 2) for step in (-0.1, 0.1)} - set(THRESHOLDS))
+        return [confidence(base, best.drafters[0], at, longest) for at in points if 0 < at < 1]
+    return []
+
+
+def _between(best: int, lengths: Sequence[int]) -> Iterator[int]:
+    """The lengths next to `best`, the middles of the gaps on its sides, and twice `best` where it is the longest."""
+    known = sorted(set(lengths))
+    for low, high in itertools.pairwise(known):
+        if best in (low, high) and high - low > 1:
+            yield (low + high) // 2
+            yield best - 1 if best == high else best + 1
+    if best == known[-1]:
+        yield best + max(1, best // 2)
+        yield 2 * best
+
+
+def _rows(traces: TraceSet, drafter: str, column: str) -> bool:
+    """Whether any position of `drafter` has `column`."""
+    positions = traces.positions
+    if column not in positions.column_names:
+        return False
+    mine = positions[column].filter(pc.equal(positions["drafter"], drafter))
+    return bool(mine.null_count < len(mine))

@@ -1,0 +1,166 @@
+"""Simulate a cascade: one fleet per stage in one environment, and a desk that sends requests from stage to stage."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import simpy
+
+from calibration.errors import ExtrapolationWarning, ScenarioError
+from calibration.traces import TraceSet
+from simulator.cascade.desk import Desk, Lot
+from simulator.cascade.handover import Transfer, transfer
+from simulator.cascade.items import ItemTable, read_items
+from simulator.cascade.policy import make_paths
+from simulator.cascade.result import CascadeResult
+from simulator.cascade.scenario import CascadeScenario
+from simulator.cascade.settings import Stage, Threshold
+from simulator.cascade.summing import StageRun, requests_of, summarise
+from simulator.playback.replay import SequenceTable, select_sequences
+from simulator.results.record import Record
+from simulator.run import read_traces
+from simulator.serving.assemble import Station, make_fleet, members, stations
+from simulator.serving.fleet import Fleet
+from simulator.workload import make_source
+
+Progress = Callable[[int, int], None]
+
+
+def simulate_cascade(
+    scenario: CascadeScenario,
+    *,
+    items: ItemTable | None = None,
+    traces: Mapping[str, TraceSet] | None = None,
+    progress: Progress | None = None,
+) -> CascadeResult:
+    """Run `scenario` and give its result.
+
+    `items` replaces the table that the scenario names, `traces` (by name of the stage) the TraceSets. `progress`
+    hears (requests answered, in all). Quality, cost by the table and who runs where are exact counterfactuals of the
+    table of items; times are simulated. Where a stage speculates, its acceptance is replayed from recorded sequences
+    of the item's domain (of all domains where it has none), as the item's own text was not recorded: an
+    approximation. Prompts are all different to a prefix cache. Same scenario, same files, same version: same bytes.
+
+    Raises `ScenarioError`, `TraceError`, `ReplayError` or `CostError`; warns with `ExtrapolationWarning`, once,
+    where iterations were priced outside of what was measured.
+    """
+    table = items if items is not None else _read_items(scenario)
+    prompt_tokens, output_tokens = _lengths(scenario, table)
+    paths = make_paths(scenario, table)
+    env = simpy.Environment()
+    entry_table = SequenceTable(table.items, table.domains, prompt_tokens, tuple(row[0] for row in output_tokens))
+    entry = make_source(scenario.of_stage(scenario.stage[0]), entry_table)
+    found = [_stage(scenario, stage, (traces or {}).get(stage.name)) for stage in scenario.stage]
+    lots = [
+        Lot(_bound(table.domains, sequences), np.array([row[at] for row in output_tokens]))
+        for at, (_, sequences) in enumerate(found)
+    ]
+
+    def hand(here: int, there: int, tokens: int) -> Transfer:
+        return transfer(scenario.handover, scenario.stage[here], scenario.stage[there], tokens)
+
+    desk = Desk(env, entry, paths, prompt_tokens, lots, hand, _Tally(progress, entry.counted).add)
+    fleets = _fleets(scenario, found, desk, env)
+    desk.open(fleets)
+    env.run()
+    runs = [
+        StageRun(stage, places, sequences, Record(members(fleet, places)))
+        for stage, (places, sequences), fleet in zip(scenario.stage, found, fleets, strict=True)
+    ]
+    requests = requests_of(desk, table, runs)
+    summary = summarise(scenario, table, entry, runs, requests)
+    _warn(summary["extrapolated_iterations"])
+    return CascadeResult(scenario, summary, requests)
+
+
+def _read_items(scenario: CascadeScenario) -> ItemTable:
+    if scenario.items.path is None:
+        raise ScenarioError("items.path: must be given, or a table of items to simulate_cascade()")
+    return read_items(scenario.locate(scenario.items.path), scenario.stages, policy_signals(scenario))
+
+
+def policy_signals(scenario: CascadeScenario) -> tuple[str, ...]:
+    """Give the signals that the policy of `scenario` reads: columns that its table of items must have."""
+    policy = scenario.policy
+    return (policy.signal,) if isinstance(policy, Threshold) and len(scenario.stage) > 1 else ()
+
+
+def _lengths(scenario: CascadeScenario, table: ItemTable) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Give prompt tokens per item, and output tokens per item and stage: the scenario's own before the table's."""
+    if table.stages != scenario.stages:
+        raise ScenarioError(f"items: must be a table of {', '.join(scenario.stages)}, got {', '.join(table.stages)}")
+    own = scenario.items.prompt_tokens
+    prompt = table.prompt_tokens if own is None else (own,) * len(table)
+    if prompt is None:
+        raise ScenarioError("items.prompt_tokens: must be given, as the table has no column 'item_prompt_tokens'")
+    for number, stage in enumerate(scenario.stage):
+        if stage.output_tokens is None and table.output_tokens is None:
+            raise ScenarioError(
+                f"stage[{number}].output_tokens: must be given, as the table has no column 'output_tokens'"
+            )
+    recorded = table.output_tokens or ((0,) * len(scenario.stage),) * len(table)
+    stated = [stage.output_tokens for stage in scenario.stage]
+    return prompt, [
+        tuple(n if fixed is None else fixed for n, fixed in zip(row, stated, strict=True)) for row in recorded
+    ]
+
+
+Found = tuple[list[Station], SequenceTable]
+
+
+def _stage(scenario: CascadeScenario, stage: Stage, traces: TraceSet | None) -> Found:
+    """Give the replicas of one stage and the recorded sequences that answer there."""
+    view = scenario.of_stage(stage)
+    own = traces if traces is not None else read_traces(view)
+    drafter = None if view.drafter is None else view.drafter.name
+    if drafter is not None:
+        own.manifest.drafter(drafter)
+    sequences = select_sequences(own, domains=view.traces.domains, drafter=drafter)
+    return stations(view, own, sequences, read_traces), sequences
+
+
+def _bound(domains: Sequence[str], sequences: SequenceTable) -> np.ndarray:
+    """Bind items to sequences: those of its domain take turns, all sequences where it has none."""
+    own = {name: [i for i, d in enumerate(sequences.domains) if d == name] for name in set(sequences.domains)}
+    turns: dict[str, Iterator[int]] = {}
+    everything: Iterator[int] = itertools.cycle(range(len(sequences)))
+    bound = []
+    for domain in domains:
+        if domain in own:
+            bound.append(next(turns.setdefault(domain, itertools.cycle(own[domain]))))
+        else:
+            bound.append(next(everything))
+    return np.array(bound, dtype=np.int64)
+
+
+def _fleets(scenario: CascadeScenario, found: Sequence[Found], desk: Desk, env: simpy.Environment) -> list[Fleet]:
+    """Start the engines of every stage."""
+    return [
+        make_fleet(scenario.of_stage(stage), places, sequences, source, env, lambda number: None)
+        for stage, (places, sequences), source in zip(scenario.stage, found, desk.sources, strict=True)
+    ]
+
+
+class _Tally:
+    """Adds up answers for a progress bar."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add(self, number: int) -> None:
+        self._done += number
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _warn(extrapolated: int) -> None:
+    if extrapolated:
+        warnings.warn(
+            f"{extrapolated} iterations were priced outside of what was measured; summary.json: stages: costs: "
+            "measured_range says what was",
+            ExtrapolationWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,203 @@
+"""Routers between drafters: plays on tables are what the simulator does, and known answers on made-up traffic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from request_tables import PRICES, table_of, two_kinds
+from scenarios import random_runs
+from several import several
+
+from analysis.fidelity.public.runs import subset
+from analysis.records import from_json, to_json
+from analysis.routing.compare import ALWAYS, LABEL, MERGED, ORACLES, verdict, write_assigned
+from analysis.routing.findings import RoutingFindings
+from analysis.routing.play import bandits, play
+from analysis.routing.public import mixed_traffic, published_prices
+from analysis.routing.served import RequestTable, Server, cheap_prices, own_prices
+from analysis.routing.study import RoutingSettings, study_routing
+from calibration.errors import CostError, ReplayError, TraceError
+from calibration.traces import bundled
+
+
+@pytest.fixture(scope="module")
+def server() -> Server:
+    return Server(two_kinds(), ("a", "b"), PRICES)
+
+
+@pytest.fixture(scope="module")
+def table(server: Server) -> RequestTable:
+    return server.table(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("ucb", {"policy": "ucb"}),
+        ("ucb c=0.1", {"policy": "ucb", "exploration": 0.1}),
+        ("thompson", {"policy": "thompson"}),
+        ("pak_ucb", {"policy": "pak_ucb", "features": "domain"}),
+        ("ucb c=0.1, last 12", {"policy": "ucb", "exploration": 0.1, "window": 12}),
+    ],
+)
+def test_a_bandit_played_on_the_table_is_the_simulators(
+    server: Server, table: RequestTable, name: str, rule: dict[str, Any]
+) -> None:
+    order = list(range(len(table.ids)))
+    arms = play(bandits(table, 12)[name](0), table, order)
+    assert len(set(arms.tolist())) == 2
+    np.testing.assert_allclose(table.seconds[order, arms], server.serve(rule, 4).seconds, rtol=1e-9)
+
+
+def test_a_table_of_choices_is_what_assigned_serves(server: Server, table: RequestTable, tmp_path: Path) -> None:
+    chosen = np.random.default_rng(3).integers(0, 2, len(table.ids))
+    write_assigned(tmp_path / "choices.csv", table.ids, [table.drafters[arm] for arm in chosen.tolist()])
+    served = server.serve({"policy": "assigned", "path": "choices.csv"}, 4, folder=tmp_path)
+    np.testing.assert_allclose(table.seconds[np.arange(len(chosen)), chosen], served.seconds, rtol=1e-12)
+    oracle = server.serve({"policy": "oracle_request", "by": "seconds"}, 4)
+    np.testing.assert_allclose(table.seconds.min(axis=1), oracle.seconds, rtol=1e-9)
+
+
+def test_routing_wins_by_construction_and_the_classifier_finds_out() -> None:
+    settings = RoutingSettings(
+        lengths=(2, 4), batches=(), orders=3, growth_requests=60, drift_requests=50, online_lengths=(2, 4), draws=300
+    )
+    found = study_routing(two_kinds(), prices=[PRICES], settings=settings)
+    assert found.classifier is not None
+    assert found.classifier.accuracy.value == 1.0
+    assert (found.classifier.accuracy.low or 0) < 1.0  # twenty prompts a kind do not prove perfection
+    (routing,) = found.prices
+    mixed = routing.row("calibrated classifier")
+    assert mixed.verdict == "beats it"
+    assert mixed.speedup == routing.row(LABEL).speedup  # its domains are all right, so are its choices
+    assert mixed.regret.value == pytest.approx(0.0, abs=0.02)
+    for domain in ("code", "chat"):
+        # On one domain alone its best drafter cannot be beaten by a choice between drafters.
+        assert routing.row("calibrated classifier", domain).verdict != "beats it"
+        assert routing.row("calibrated classifier", domain).best_single == ("a" if domain == "code" else "b")
+    assert routing.row(ORACLES[0]).regret.value == 0.0
+    assert all(
+        (row.regret.value or 0) > -1e-9
+        for row in routing.rows
+        if row.policy not in (ORACLES[1], "confidence", MERGED)
+    )
+    assert routing.row(ORACLES[1]).speedup.value >= routing.row(ORACLES[0]).speedup.value  # type: ignore[operator]
+    assert from_json(RoutingFindings, to_json(found), "routing.json") == found
+
+
+def test_regret_of_the_best_single_drafter_grows_in_a_straight_line() -> None:
+    from analysis.routing.compare import regret_growth
+
+    # a loses 1 s on chat, b loses 3 s on code: a is best alone, and its regret is half a second a request.
+    table = table_of({"code": (1.0, 4.0), "chat": (2.0, 1.0)}, 10)
+    points = regret_growth(table, 80, 5, 4, seed=0)
+    still = [point.regret_s.value for point in points if point.policy == ALWAYS + "a"]
+    assert still == [pytest.approx(10.0), pytest.approx(20.0), pytest.approx(30.0), pytest.approx(40.0)]
+    learned = [p.regret_s.value for p in points if p.policy == "pak_ucb"]
+    assert learned[-1] - learned[-2] < learned[0]  # it sees the label, and learns whom to ask
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(1.01, 1.2, "beats it"), (0.8, 0.99, "loses to it"), (0.9, 1.1, "cannot tell apart")],
+)
+def test_verdicts(low: float, high: float, words: str) -> None:
+    from analysis.bootstrap import Estimate
+
+    assert verdict(Estimate(1.0, low, high, 9)) == words
+
+
+def test_larger_batches_replay_choices_through_the_simulator() -> None:
+    settings = RoutingSettings(
+        lengths=(4,), batches=(4,), orders=2, growth_requests=40, drift_requests=30, online_lengths=(4,), draws=200
+    )
+    found = study_routing(two_kinds(20), prices=[PRICES], settings=settings)
+    rows = {row.policy: row for row in found.prices[0].batches}
+    assert rows[LABEL].verdict == "beats it"
+    assert rows[LABEL].batch == 4
+    single = max(rows[ALWAYS + name].speedup.value or 0 for name in "ab")
+    best = next(row for name, row in rows.items() if name.startswith(ALWAYS) and row.speedup.value == single)
+    assert best.against_single.value == pytest.approx(1.0)
+
+
+def test_bundled_traces_end_to_end() -> None:
+    """With cheap drafts no drafter is best everywhere, and merging in the free one beats the best one alone."""
+    whole = bundled("smollm2-135m-cpu-greedy")
+    kept = [
+        name
+        for name, domain in zip(*(whole.sequences[c].to_pylist() for c in ("sequence_id", "domain")), strict=True)
+        if domain in ("code", "grounded", "science")
+    ]
+    names = ("prompt-lookup", "skip-13-17")
+    settings = RoutingSettings(
+        lengths=(8,), batches=(), orders=2, growth_requests=36, drift_requests=50, online_lengths=(4,), draws=300
+    )
+    prices = [cheap_prices(whole, names)]
+    found = study_routing(subset(whole, kept), drafters=names, prices=prices, settings=settings)
+    assert found.classifier is not None
+    assert 0.6 < (found.classifier.accuracy.value or 0) < 1.0
+    (routing,) = found.prices
+    assert routing.row(ORACLES[0]).verdict == "beats it"
+    assert routing.row(MERGED).verdict == "beats it"
+    assert routing.row("calibrated classifier", "science").best_single == "skip-13-17"
+    assert routing.row("calibrated classifier", "grounded").best_single == "prompt-lookup"
+    assert routing.drift is not None
+    assert routing.online is not None
+
+
+def test_what_cannot_be_routed_is_refused() -> None:
+    traces = two_kinds(4)
+    with pytest.raises(ReplayError, match="drafters: not in the TraceSet, got 'c'"):
+        study_routing(traces, drafters=("a", "c"), prices=[PRICES])
+    with pytest.raises(ReplayError, match="routing needs at least two, got a"):
+        study_routing(traces, drafters=("a",), prices=[PRICES])
+    with pytest.raises(CostError, match="must hold timings or state costs"):
+        own_prices(traces)
+
+
+def test_prompts_without_ids_leave_no_classifier() -> None:
+    rng = np.random.default_rng(2)
+    runs = {name: [random_runs(rng, 20) for _ in range(8)] for name in ("a", "b")}
+    settings = RoutingSettings(
+        lengths=(2,), batches=(), orders=2, growth_requests=16, drift_requests=30, online_lengths=(2,), draws=100
+    )
+    found = study_routing(several(runs, domains=("x", "y")), prices=[PRICES], settings=settings)
+    assert found.classifier is None
+    assert found.without_classifier == "prompts were recorded without their token ids"
+    assert {row.policy for row in found.prices[0].rows} >= {ALWAYS + "a", "ucb", *ORACLES}
+    assert LABEL not in {row.policy for row in found.prices[0].rows}
+
+
+def test_public_files_become_one_mixed_traceset(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"must hold combined_<dataset>\.jsonl files, got none"):
+        mixed_traffic(tmp_path)
+    for name in ("maths", "talk"):
+        lines = [
+            json.dumps(
+                {
+                    "id": str(i),
+                    "prompt_token_ids": [1, 2, 3, i],
+                    "generated_token_ids": [9, 3, 4, 5, 8],
+                    # The last request of each file has an EAGLE list of another text: not recorded with both.
+                    "acc_eagle": {"acc_len": [3, 1, 2, 1] if i == 4 else [3, 1, 2, 1, 2]},
+                    "acc_ngram": {"acc_len": [1, 1, 1, 1, 1]},
+                }
+            )
+            for i in range(5)
+        ]
+        (tmp_path / f"combined_{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole = mixed_traffic(tmp_path)
+    assert whole.sequences["sequence_id"].to_pylist() == [f"{d}/{i}" for d in ("maths", "talk") for i in range(4)]
+    few = mixed_traffic(tmp_path, requests_per_domain=3)
+    assert few.sequences["domain"].to_pylist() == ["maths"] * 3 + ["talk"] * 3
+    published, per_step = published_prices()
+    assert published.costs["drafters"]["eagle"]["charged"] == "per_round"
+    assert per_step.costs["drafters"]["eagle"]["charged"] == "per_step"
+    tables = [Server(few, ("eagle", "ngram"), priced).table(3) for priced in (published, per_step)]
+    # A round of three draft tokens costs alike under both, up to what the tokens themselves add.
+    assert tables[0].seconds[:, 0] == pytest.approx(tables[1].seconds[:, 0], rel=1e-3)
+    assert own_prices(few).note.label == "stated"

@@ -1,0 +1,90 @@
+"""The knowledge question in a report: what it says, what it shows, and that it can be set."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from datetime import UTC, datetime
+
+import pytest
+from request_tables import HOMES, ROUNDS_ONLY, specialised
+
+from analysis.bootstrap import Estimate
+from analysis.knowledge import KnowledgeFindings, study_knowledge
+from analysis.knowledge.findings import PublishedRow
+from reports.document import Document, Section
+from reports.parts.knowledge import knowledge_part
+from reports.parts.part import Part
+from reports.report import render
+
+
+@pytest.fixture(scope="module")
+def findings() -> KnowledgeFindings:
+    found = study_knowledge(
+        specialised(),
+        generalist="both",
+        specialists=HOMES,
+        draft_tokens=3,
+        lengths=(3,),
+        prices=[ROUNDS_ONLY],
+        accuracies=(0.3, 0.6, 1.0),
+        draws=200,
+    )
+    return dataclasses.replace(found, published=(PublishedRow("a table", "a setting", 0.5, 0.6, None),))
+
+
+@pytest.fixture(scope="module")
+def part(findings: KnowledgeFindings) -> Part:
+    return knowledge_part(findings)
+
+
+def test_the_answer_has_the_numbers_and_their_intervals(part: Part, findings: KnowledgeFindings) -> None:
+    assert part.answer.lead == "Generalist or specialists"
+    assert "specialists on their home domains beat a generalist of the same cost" in part.answer.text
+    assert f"{findings.pooled.difference.value:.2f} (" in part.answer.text
+    assert f"{findings.routers[0].break_even.value:.2f} (" in part.answer.text
+    assert "12 prompts" in part.answer.text
+
+
+def test_a_router_that_cannot_pay_is_said_not_to(findings: KnowledgeFindings) -> None:
+    router = dataclasses.replace(findings.routers[0], break_even=Estimate(1.4, 1.1, 1.9, 12))
+    told = knowledge_part(dataclasses.replace(findings, routers=(router,)))
+    assert "No router accuracy makes the specialists pay" in told.answer.text
+    assert told.guidelines[0].lead == "One generalist."
+
+
+def test_figures_carry_their_data_sample_and_label(part: Part, findings: KnowledgeFindings) -> None:
+    assert [drawing.name for drawing in part.drawings] == [
+        "knowledge-paired",
+        "knowledge-transfer",
+        "knowledge-router",
+    ]
+    for drawing in part.drawings:
+        assert re.search(r"\[(measured|simulated)[^\]]*n = 12 requests, 2 domains\]$", drawing.caption)
+        assert drawing.data
+        assert len({tuple(record) for record in drawing.data}) == 1
+    assert len(part.drawings[0].data) == len(findings.paired)
+    chosen = {record["choice"] for record in part.drawings[2].data}
+    assert chosen >= {"generalist", "label", "oracle by request", "oracle by round", "misses anywhere"}
+
+
+def test_it_can_be_set(part: Part) -> None:
+    pdf = render(document(part), datetime(2026, 1, 1, tzinfo=UTC))
+    assert pdf.startswith(b"%PDF")
+
+
+def document(part: Part) -> Document:
+    return Document(
+        title="Test",
+        kicker="",
+        subtitle="",
+        running="",
+        footer="",
+        date="",
+        created=(2026, 1, 1),
+        question="?",
+        verdict="!",
+        answer=(part.answer.text,),
+        front=(part.answer,),
+        sections=(Section(part.title, part.blocks), Section("Advice", (*part.guidelines, *part.limits))),
+    )

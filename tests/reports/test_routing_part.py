@@ -1,0 +1,95 @@
+"""Routing in a report: what it says, what it shows, and that it can be set."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from datetime import UTC, datetime
+
+import pytest
+from request_tables import PRICES, two_kinds
+
+from analysis.bootstrap import Estimate
+from analysis.routing.findings import RoutingFindings
+from analysis.routing.study import RoutingSettings, study_routing
+from reports.document import Document, Section, Table
+from reports.parts.part import Part
+from reports.parts.routing import best_router, routing_part
+from reports.report import render
+
+
+@pytest.fixture(scope="module")
+def findings() -> RoutingFindings:
+    settings = RoutingSettings(
+        lengths=(4,), batches=(4,), orders=3, growth_requests=48, drift_requests=50, online_lengths=(2, 4), draws=200
+    )
+    return study_routing(two_kinds(24), prices=[PRICES], settings=settings)
+
+
+@pytest.fixture(scope="module")
+def part(findings: RoutingFindings) -> Part:
+    return routing_part(findings)
+
+
+def test_the_answer_names_router_single_drafter_and_interval(part: Part, findings: RoutingFindings) -> None:
+    row = best_router(findings.prices[0])
+    assert row.policy in ("domain label", "calibrated classifier", "naive Bayes classifier", "merged drafts")
+    assert f"beats the best single drafter, {row.best_single}: +" in part.answer.text
+    assert re.search(r"\+\d+\.\d \(\+\d+\.\d to \+\d+\.\d\)%", part.answer.text)
+    assert part.guidelines[0].lead == "Route small batches."
+
+
+def test_where_no_router_wins_it_says_so(findings: RoutingFindings) -> None:
+    same = Estimate(1.0, 1.0, 1.0, 24)
+    rows = tuple(
+        dataclasses.replace(row, against_single=same, verdict="cannot tell apart") for row in findings.prices[0].rows
+    )
+    told = routing_part(dataclasses.replace(findings, prices=(dataclasses.replace(findings.prices[0], rows=rows),)))
+    assert "always takes the best single drafter" in told.answer.text
+    assert told.guidelines[0].lead == "One drafter."
+    assert any(
+        "no way to choose is shown to beat it on any traffic" in getattr(block, "text", "") for block in told.blocks
+    )
+
+
+def test_figures_carry_their_data_sample_and_label(part: Part) -> None:
+    names = [drawing.name for drawing in part.drawings]
+    assert names == ["routing-regret", "routing-reliability", "routing-growth", "routing-drift"]
+    for drawing in part.drawings:
+        assert re.search(r"\[(measured|simulated)[^\]]*n = 24 requests, 2 domains\]$", drawing.caption)
+        assert drawing.data
+        assert len({tuple(record) for record in drawing.data}) == 1
+
+
+def test_tables_hold_traffic_batches_and_online_lengths(part: Part) -> None:
+    tables = [block for block in part.blocks if isinstance(block, Table)]
+    assert [row[1] for row in tables[0].rows] == ["mixed", "chat", "code"]
+    assert {row[2] for row in tables[1].rows} >= {"always a", "calibrated classifier", "oracle by round"}
+    assert "moving_average" in {row[2] for row in tables[2].rows}
+
+
+def test_without_a_classifier_the_rest_is_told(findings: RoutingFindings) -> None:
+    told = routing_part(dataclasses.replace(findings, classifier=None, without_classifier="prompts were not kept"))
+    assert "routing-reliability" not in {drawing.name for drawing in told.drawings}
+    assert any(
+        "There is no classifier: prompts were not kept." in getattr(block, "text", "") for block in told.blocks
+    )
+
+
+def test_it_can_be_set(part: Part) -> None:
+    sections = (Section(part.title, part.blocks), Section("Advice", (*part.guidelines, *part.limits)))
+    document = Document(
+        title="Test",
+        kicker="",
+        subtitle="",
+        running="",
+        footer="",
+        date="",
+        created=(2026, 1, 1),
+        question="?",
+        verdict="!",
+        answer=(part.answer.text,),
+        front=(part.answer,),
+        sections=sections,
+    )
+    assert render(document, datetime(2026, 1, 1, tzinfo=UTC)).startswith(b"%PDF")

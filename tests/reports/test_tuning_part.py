@@ -1,0 +1,144 @@
+"""The part on tuning: a page that typst accepts, figures with data and labels, words that follow the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from scenarios import DRAFT, LINEAR, random_runs
+from several import several
+
+from analysis.tuning import TuneFindings, TuneSettings, tune
+from analysis.tuning.export import export
+from calibration.traces import DrafterInfo
+from reports.document import Bullets, Document, Paragraph, Section, Table
+from reports.figures.tuning import figure_files
+from reports.parts.part import Part
+from reports.parts.tuning import tuning_part
+from reports.report import render
+from reports.text import named
+from simulator.loading import parse_scenario
+
+HOSTILE = '#panic("x") $a_1$ *b* <label> @ref \\ {d} & <svg/> % "q" \u8349'
+
+
+@pytest.fixture(scope="module")
+def findings() -> TuneFindings:
+    rng = np.random.default_rng(3)
+    runs = {name: [random_runs(rng, 24, alpha=a) for _ in range(12)] for name, a in (("lookup", 0.8), ("exit", 0.4))}
+    given = parse_scenario(
+        {
+            "name": "chat",
+            "workload": {"kind": "closed", "concurrency": 2, "requests": 6},
+            "costs": {"verifier": LINEAR, "drafter": DRAFT},
+            "slo": {"e2el_ms": 1e9},
+        }
+    )
+    found = tune(given, TuneSettings(replications=3, workers=1, draft_tokens=(1, 4)), traces=several(runs))
+    drafters = [
+        DrafterInfo(name="lookup", paradigm="ngram", deterministic=True),
+        DrafterInfo(name="exit", paradigm="early-exit", deterministic=False),
+    ]
+    exports = tuple(export(found, engine, drafters, {}, 256) for engine in ("vllm", "sglang", "tensorrt-llm"))
+    return dataclasses.replace(found, exports=exports)
+
+
+@pytest.fixture(scope="module")
+def part(findings: TuneFindings) -> Part:
+    return tuning_part(findings)
+
+
+def document(part: Part) -> Document:
+    return Document(
+        title="Settings",
+        kicker="test",
+        subtitle="",
+        running="settings",
+        footer="",
+        date="1 January 2026",
+        created=(2026, 1, 1),
+        question="Which settings?",
+        verdict="",
+        answer=(part.answer.text,),
+        front=(part.answer,),
+        sections=(
+            Section(part.title, part.blocks),
+            Section("Advice", (Bullets(part.guidelines),)),
+            Section("Limits", (Bullets(part.limits),)),
+        ),
+    )
+
+
+def set_page(part: Part) -> bytes:
+    return render(document(part), datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_the_page_is_accessible_and_the_same_twice(findings: TuneFindings, part: Part) -> None:
+    assert set_page(part) == set_page(tuning_part(findings))
+
+
+def test_figures_are_vectors_with_data_labels_and_their_n(part: Part) -> None:
+    names = [drawing.name for drawing in part.drawings]
+    assert names == ["tuning-contenders", "tuning-sensitivity", "tuning-batches"]
+    for drawing in part.drawings:
+        ElementTree.fromstring(drawing.svg)
+        assert "<image" not in drawing.svg
+        assert re.search(r"\[simulated; .*\d+ recorded requests\]$", drawing.caption)
+        assert len(drawing.alt) > 60
+        assert drawing.data
+        assert len({tuple(row) for row in drawing.data}) == 1
+    assert "no intervals" in part.drawings[2].caption
+
+
+def test_the_answer_says_the_number_its_interval_and_what_comes_as_close(findings: TuneFindings, part: Part) -> None:
+    text = part.answer.text
+    assert f"\u2018{findings.best.name}\u2019 reaches" in text
+    assert f"{findings.best.value.value:.1f} ({findings.best.value.low:.1f}" in text
+    if findings.runners_up:
+        assert f"\u2018{named(findings.runners_up[0].name)}\u2019" in text
+    alone = dataclasses.replace(findings, runners_up=(), feasible=False)
+    text = tuning_part(alone).answer.text
+    assert "Not to be told apart" not in text
+    assert "No setting keeps the service-level objectives" in text
+
+
+def test_the_tables_hold_best_runners_up_baseline_and_oracles(findings: TuneFindings, part: Part) -> None:
+    ranking, gaps = (block for block in part.blocks if isinstance(block, Table))
+    assert ranking.rows[0][0] == "best"
+    assert len(ranking.rows) >= 2
+    assert ranking.header[-1] == "Within SLO"
+    assert len(gaps.rows) == len(findings.oracles)
+    exports = next(block for block in part.blocks if isinstance(block, Bullets))
+    assert {item.lead for item in exports.items} == {"vllm:", "sglang:", "tensorrt-llm:"}
+
+
+def test_cuts_notes_and_the_winners_curse_are_limits(findings: TuneFindings) -> None:
+    cut = dataclasses.replace(findings.plan, cuts=("last rung: 3 of 16 replications",), chosen_by="clock")
+    part = tuning_part(dataclasses.replace(findings, plan=cut, notes=("something odd",)))
+    words = " ".join(block.text for block in part.blocks if isinstance(block, Paragraph))
+    assert "last rung: 3 of 16 replications" in words
+    limits = " ".join(paragraph.text for paragraph in part.limits)
+    assert "Something odd." in limits
+    assert "chosen by the runs that judge it" in limits
+    assert "timing on the machine" in limits
+
+
+def test_names_are_shown_never_interpreted(findings: TuneFindings) -> None:
+    best = dataclasses.replace(findings.best, name=HOSTILE)
+    others = tuple(one for one in findings.candidates if one.status != "best")
+    odd = dataclasses.replace(findings, best=best, candidates=(best, *others), scenario=HOSTILE)
+    assert set_page(tuning_part(odd))
+
+
+def test_figures_come_as_files_with_their_data(findings: TuneFindings) -> None:
+    files = figure_files(findings)
+    assert set(files) == {
+        f"tuning-{name}.{kind}" for name in ("contenders", "sensitivity", "batches") for kind in ("svg", "csv")
+    }
+    rows = files["tuning-sensitivity.csv"].splitlines()
+    assert rows[0] == "dimension,series,at,relative_to_best,low,high,best"
+    assert len(rows) > 4
