@@ -34,12 +34,12 @@ def page(folder: Path) -> str:
         (
             _TOP,
             "## Times, by table and model\n",
-            _markdown(
+            markdown(
                 ("table", "quantity", "model", "role", "n", "MAPE, %", "worst, %", "bias, %", "note"),
                 (_time_row(row) for row in rows if row.by == "all"),
             ),
             "## Times, by batch, tokens and context\n",
-            _markdown(
+            markdown(
                 ("table", "quantity", "model", "role", "cells", "n", "MAPE, %", "worst, %"),
                 (
                     (r.table, r.quantity, r.model, r.role, r.by, str(r.n), _percent(r.mape, r.role), _one(r.worst))
@@ -49,7 +49,7 @@ def page(folder: Path) -> str:
             ),
             "## Forms that were compared\n",
             "By held-out and by unfitted error (%); the first of each part is the one in use.\n",
-            _markdown(
+            markdown(
                 ("part", "form", "held-out", "unfitted"),
                 (
                     (c.part, c.form, _one(c.errors.held_out), _one(c.errors.unfitted))
@@ -57,7 +57,7 @@ def page(folder: Path) -> str:
                 ),
             ),
             "## Joules\n",
-            _markdown(
+            markdown(
                 ("quantity", "model", "role", "n", "MAPE, %", "worst, %", "note"),
                 (
                     (r.quantity, r.model, r.role, str(r.n), _percent(r.mape, r.role), _one(r.worst), r.note)
@@ -76,7 +76,8 @@ def _time_row(row: object) -> tuple[str, ...]:
     return (row.table, row.quantity, row.model, row.role, *numbers, row.note)
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Give a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join((*lines, *("| " + " | ".join(row) + " |" for row in rows))) + "\n"
 

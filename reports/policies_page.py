@@ -1,0 +1,117 @@
+"""The page on hybrid drafts and learned lengths: how much of the way to the oracle policies come.
+
+``python -m reports.policies_page FOLDER docs``, with the folder of the public measurements, evaluates everything and
+writes ``policies.json`` and ``policies.md`` to ``docs``; without FOLDER it writes the page from the JSON again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from analysis.bootstrap import Estimate
+from analysis.hybrid.findings import Cell, TargetResult
+from analysis.hybrid.study import PolicyStudy, study_policies
+from analysis.records import from_json, to_json
+from reports.report import write_atomic
+from reports.roofline_page import markdown
+
+_TOP = """# How far policies come towards the oracle
+
+All numbers here are *simulated* from recorded acceptance at stated prices; brackets are 95% intervals. A **gap** is
+the way from the best fixed single drafter and length (chosen on the very requests that it serves) to an oracle that
+knows what will be accepted; a policy's share says how much of it the policy closes. Policies see what an engine sees:
+tokens, past acceptance, confidence, the batch. What they learn, they learn from other requests than they serve; their
+features and forms, though, were chosen on these same traces, so that the shares lean to the good side. This page is
+written by `python -m reports.policies_page`.
+
+- *plain rule* (`context_match`): the last three tokens occurred before: an n-gram draft of 20; else EAGLE with 7.
+- *tuned rule* (`context_match`): threshold and lengths chosen for the batch size.
+- *forecast* (`forecast`): drafter and length from the forecast survival of each drafted token and the prices; with
+  the n-gram drafts of the traces, or with those of a suffix lookup, recomputed from the token ids.
+"""
+
+
+def page(study: PolicyStudy) -> str:
+    """Give the page (Markdown)."""
+    names = [one.policy for one in study.per_round.cells[0].policies]
+    own = [one.policy for one in study.lengths[0].policies]
+    return "\n".join(
+        (
+            _TOP,
+            "## Hybrids of n-gram and EAGLE drafts, published prices\n",
+            f"{study.per_round.source}. {study.per_round.method} {'; '.join(study.per_round.notes)}.\n",
+            _cells(study.per_round.cells, names),
+            "Targets, by policy (a share of the gap; a loss of at most 1% against the best fixed draft):\n",
+            _targets(study.per_round.targets),
+            "## The same with EAGLE charged by the step\n",
+            "The published constants price an EAGLE draft alike for every length. Here its price is spread over so "
+            "many steps: shorter drafts cost less, longer ones more.\n",
+            _cells([one for one in study.per_step.cells if one.pricing != "per round"], names),
+            "## Draft lengths from the drafter's confidence\n",
+            "Bundled traces, closed batches of copies; published constants of the verifier and 0.305 ms a draft step "
+            "(a seventh of EAGLE's), as at the CPU prices of these traces hardly any draft pays and there is no gap. "
+            "The oracle knows the length that brings each round most tokens per second. Target: 40% of the gap.\n",
+            _cells(study.lengths, own),
+            _targets(study.length_targets),
+        )
+    )
+
+
+def _cells(cells: Iterable[Cell], policies: list[str]) -> str:
+    header = ("traces", "prices", "batch", "n", "best fixed", "oracle", *policies)
+    rows = []
+    for cell in cells:
+        fixed = f"{_times(cell.best)} ({cell.best_drafter} {cell.best_tokens})"
+        shares = (
+            f"{_times(one.speedup)}, {_share(one.gap_share)}" for one in (cell.policy(name) for name in policies)
+        )
+        first = (cell.dataset, cell.pricing, str(cell.batch), str(cell.requests))
+        rows.append((*first, fixed, _times(cell.oracle), *shares))
+    return markdown(header, rows)
+
+
+def _targets(targets: Iterable[TargetResult]) -> str:
+    grouped: dict[tuple[str, str, float], list[TargetResult]] = {}
+    for one in targets:
+        grouped.setdefault((one.policy, one.target, one.wanted), []).append(one)
+    rows = []
+    for (policy, target, wanted), several in grouped.items():
+        met = [f"{one.dataset} at {one.batch}: {_percent(one.reached)}" for one in several if one.met]
+        missed = [f"{one.dataset} at {one.batch}: {_percent(one.reached)}" for one in several if not one.met]
+        shown = f"{len(met)} of {len(several)}" if target.startswith("never") else "; ".join(met)
+        rows.append((policy, target, f"{100 * wanted:.0f}%", shown, "; ".join(missed)))
+    return markdown(("policy", "target", "wanted", "met", "missed"), rows)
+
+
+def _times(value: Estimate) -> str:
+    return "" if value.value is None else f"{value.value:.2f}x"
+
+
+def _share(value: Estimate) -> str:
+    if value.value is None:
+        return "no gap"
+    shown = f"{100 * value.value:.0f}%"
+    if value.low is not None and value.high is not None:
+        shown += f" [{100 * value.low:.0f}, {100 * value.high:.0f}]"
+    return shown
+
+
+def _percent(value: Estimate) -> str:
+    return "no gap" if value.value is None else f"{100 * value.value:.1f}%"
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate where a folder of measurements is given; write the page."""
+    *folder, out = (Path(one) for one in arguments)
+    kept = out / "policies.json"
+    if folder:
+        study = study_policies(folder[0], lambda what, done, total: print(what, done, total, file=sys.stderr))
+        write_atomic(kept, to_json(study).encode())
+    study = from_json(PolicyStudy, kept.read_text(encoding="utf-8"), str(kept))
+    write_atomic(out / "policies.md", page(study).encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

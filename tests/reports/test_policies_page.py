@@ -1,0 +1,49 @@
+"""The page on policies says what its findings say, and these can be made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.hybrid.confidence import confidence_cell, judge_confidence
+from analysis.hybrid.study import PolicyStudy
+from analysis.records import from_json
+from calibration.traces import bundled
+from reports.policies_page import main, page
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def study() -> PolicyStudy:
+    return from_json(PolicyStudy, (DOCS / "policies.json").read_text(encoding="utf-8"), "policies.json")
+
+
+def test_the_page_is_fresh(study: PolicyStudy, tmp_path: Path) -> None:
+    """`python -m reports.policies_page docs` writes it again."""
+    assert (DOCS / "policies.md").read_text(encoding="utf-8") == page(study)
+    (tmp_path / "policies.json").write_bytes((DOCS / "policies.json").read_bytes())
+    main([str(tmp_path)])
+    assert (tmp_path / "policies.md").read_text(encoding="utf-8") == page(study)
+
+
+def test_a_cell_of_it_comes_out_again(study: PolicyStudy) -> None:
+    kept = study.lengths[0]
+    name, drafter = kept.dataset.split(", ")
+    again = confidence_cell(name, bundled(name), drafter, kept.batch)
+    assert again.best_tokens == kept.best_tokens
+    for one, other in ((again.best, kept.best), (again.oracle, kept.oracle)):
+        assert one.value == pytest.approx(other.value, rel=1e-6)
+    for result in kept.policies:
+        assert again.policy(result.policy).gap_share.value == pytest.approx(result.gap_share.value, rel=1e-3)
+    (target,) = judge_confidence([again])
+    assert target.met is next(one.met for one in study.length_targets if one.dataset == kept.dataset)
+
+
+def test_what_was_missed_is_said(study: PolicyStudy) -> None:
+    missed = [one for one in (*study.per_round.targets, *study.length_targets) if not one.met]
+    text = page(study)
+    for one in missed:
+        assert one.reached.value is not None
+        assert f"{one.dataset} at {one.batch}: {100 * one.reached.value:.1f}%" in text
