@@ -4,7 +4,9 @@ The command line is `main`; the public names below are re-exported from the four
 
     TraceSet, bundled, bundled_names        calibration: recorded behaviour
     Scenario, load_scenario, simulate       simulator: replay it under traffic and policies
-    study                                   analysis: what follows from it, with intervals
+    load_cascade, simulate_cascade          simulator: a cascade of models under traffic
+    study, study_*, find_laws, tune,        analysis: what follows from it, with intervals
+    plan_capacity, read_quality_table
     write_report                            reports: the PDF
 
     >>> import paceline
@@ -34,9 +36,18 @@ from paceline.terminal import Failsafe
 
 if TYPE_CHECKING:
     from analysis import study
+    from analysis.capacity import plan_capacity
+    from analysis.cascade import read_quality_table, study_cascade
+    from analysis.knowledge import study_knowledge
+    from analysis.laws import find_laws
+    from analysis.routing import study_routing
+    from analysis.size import study_size
+    from analysis.tokens import study_tokens
+    from analysis.tuning import tune
     from calibration import PacelineError, PacelineWarning, TraceSet, bundled, bundled_names
     from reports import write_report
     from simulator import RunResult, Scenario, load_scenario, simulate
+    from simulator.cascade import load_cascade, simulate_cascade
 
 _HOME = {
     "PacelineError": "calibration",
@@ -46,9 +57,20 @@ _HOME = {
     "TraceSet": "calibration",
     "bundled": "calibration",
     "bundled_names": "calibration",
+    "find_laws": "analysis.laws",
+    "load_cascade": "simulator.cascade",
     "load_scenario": "simulator",
+    "plan_capacity": "analysis.capacity",
+    "read_quality_table": "analysis.cascade",
     "simulate": "simulator",
+    "simulate_cascade": "simulator.cascade",
     "study": "analysis",
+    "study_cascade": "analysis.cascade",
+    "study_knowledge": "analysis.knowledge",
+    "study_routing": "analysis.routing",
+    "study_size": "analysis.size",
+    "study_tokens": "analysis.tokens",
+    "tune": "analysis.tuning",
     "write_report": "reports",
 }
 
@@ -60,10 +82,21 @@ __all__ = [
     "TraceSet",
     "bundled",
     "bundled_names",
+    "find_laws",
+    "load_cascade",
     "load_scenario",
     "main",
+    "plan_capacity",
+    "read_quality_table",
     "simulate",
+    "simulate_cascade",
     "study",
+    "study_cascade",
+    "study_knowledge",
+    "study_routing",
+    "study_size",
+    "study_tokens",
+    "tune",
     "write_report",
 ]
 

@@ -42,8 +42,13 @@ def best_policy(findings: CapacityFindings) -> PolicyCapacity:
 
 def objective_words(findings: CapacityFindings) -> str:
     """The objective as a phrase: ``99% of requests with a TTFT of at most 500 ms``."""
-    limits = [f"a {_WORDS[name]} of at most {_ms(limit)}" for name, limit in findings.objective.limits.items()]
+    named = [(_WORDS[name], limit) for name, limit in findings.objective.limits.items()]
+    limits = [f"{_article(word)} {word} of at most {_ms(limit)}" for word, limit in named]
     return f"{100 * findings.objective.attainment:g}% of requests with {listing(limits)}"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def _answer(findings: CapacityFindings) -> str:

@@ -31,7 +31,7 @@ def _answer(findings: TuneFindings) -> Paragraph:
     best, plain_run = findings.best, findings.baseline
     text = f"{_quoted(best)} reaches {estimate(best.value, _digits(best.value))} {findings.goal.unit} (simulated)"
     if best.name != plain_run.name and plain_run.behind.value is not None:
-        text += f"; no speculation lies {_less(plain_run.behind)} per cent behind"
+        text += f"; no speculation differs from it by {percent(plain_run.behind, 1)} per cent"
     text += "."
     if findings.runners_up:
         names = [_quoted(one) for one in findings.runners_up[:3]]
@@ -44,12 +44,6 @@ def _answer(findings: TuneFindings) -> Paragraph:
 
 def _quoted(one: Scored) -> str:
     return f"\u2018{named(one.name)}\u2019"
-
-
-def _less(behind: Estimate) -> str:
-    """How far behind the best something is, in per cent, more than 0 where it is worse."""
-    value, low, high = (None if x is None else -100 * x for x in (behind.value, behind.high, behind.low))
-    return estimate(Estimate(value, low, high, behind.requests), 1)
 
 
 def _digits(value: Estimate) -> int:

@@ -15,9 +15,10 @@ from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
 from simulator.stopping.fixed import ByBatch, Fixed
 from simulator.stopping.goodput import Goodput, PerRequest
 from simulator.stopping.heuristic import Heuristic
-from simulator.stopping.learned import Learned, make_outlook
+from simulator.stopping.learned import Learned
 from simulator.stopping.moving_average import AdaptiveSteps
 from simulator.stopping.oracle import Oracle, OracleCost
+from simulator.stopping.outlook import make_outlook
 from simulator.stopping.plugins import plugin_policy
 from simulator.stopping.tree import TreeDraft
 from simulator.trees.dynamic_tree import dynamic_tree
@@ -78,7 +79,7 @@ def _threshold(stopping: settings.Stopping, max_num_seqs: int) -> StoppingPolicy
         case settings.SpecDecPP(threshold=threshold, min_draft_tokens=least, max_draft_tokens=longest):
             return SpecDecPP(threshold, least, longest)
         case settings.Learned(max_draft_tokens=longest):
-            return Learned(longest, max_num_seqs)
+            return Learned(longest)
     return None
 
 
