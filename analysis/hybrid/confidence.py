@@ -17,16 +17,18 @@ from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 
 FIXED = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12)
+LONGEST = 64
+"""The most that a policy drafts: greedy text that runs in circles is accepted for long."""
 WANTED = 0.40
 """Share of the gap from the best fixed length to the length oracle that a policy is to close."""
 POLICIES: dict[str, dict[str, Any]] = {
-    "learned": {"policy": "learned", "max_draft_tokens": 32},
-    "specdec++ 0.3": {"policy": "specdec++", "threshold": 0.3, "min_draft_tokens": 1, "max_draft_tokens": 16},
-    "specdec++ 0.7": {"policy": "specdec++", "threshold": 0.7, "min_draft_tokens": 1, "max_draft_tokens": 16},
-    "confidence 0.4": {"policy": "confidence", "threshold": 0.4, "max_draft_tokens": 16},
-    "confidence 0.8": {"policy": "confidence", "threshold": 0.8, "max_draft_tokens": 16},
-    "adaedl": {"policy": "adaedl", "max_draft_tokens": 16},
-    "goodput": {"policy": "goodput", "max_draft_tokens": 16},
+    "learned": {"policy": "learned", "max_draft_tokens": LONGEST},
+    "specdec++ 0.3": {"policy": "specdec++", "threshold": 0.3, "min_draft_tokens": 1, "max_draft_tokens": LONGEST},
+    "specdec++ 0.7": {"policy": "specdec++", "threshold": 0.7, "min_draft_tokens": 1, "max_draft_tokens": LONGEST},
+    "confidence 0.4": {"policy": "confidence", "threshold": 0.4, "max_draft_tokens": LONGEST},
+    "confidence 0.8": {"policy": "confidence", "threshold": 0.8, "max_draft_tokens": LONGEST},
+    "adaedl": {"policy": "adaedl", "max_draft_tokens": LONGEST},
+    "goodput": {"policy": "goodput", "max_draft_tokens": LONGEST},
 }
 ORACLE = {"policy": "oracle_cost"}
 

@@ -142,7 +142,11 @@ def _tiers() -> dict[str, Tier]:
 
 
 class Learned(Section):
-    """Draft on while what the next tokens are forecast to gain, from confidence and entropy, pays for their time."""
+    """Draft on while what the next tokens are forecast to gain pays for their time.
+
+    The forecast reads confidence and entropy of the draft, and the request's own past: how the drafter fared there,
+    above all where the same text stood before.
+    """
 
     policy: Literal["learned"]
     max_draft_tokens: Count = 8

@@ -1,4 +1,4 @@
-"""Draft lengths by a learned forecast of what the next token would gain, from the draft so far and the request's past."""
+"""Draft lengths by a learned forecast of what the next token would gain, from the draft and the request's past."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simulator.stopping.goodput import expected_tokens
 
 _AHEAD = 3
 """Tokens that a step looks ahead: a drafter with a fixed price a round pays only with several."""
-_START, _DECAY, _PRIOR_ROUNDS = 0.6, 0.995, 5.0
+_START, _DECAY, _PRIOR_ROUNDS = 0.6, 0.95, 5.0
 """Acceptance that the rate starts from, the weight of older rounds in it, and that of the start, in rounds."""
 
 
@@ -23,23 +23,23 @@ class Outlook(Signals, Protocol):
     """Signals that also forecast how far a draft survives."""
 
     def outlook(self, cursor: IntArray, steps: int) -> tuple[FloatArray, FloatArray]:
-        """Give P(at least j + 1 accepted | steps 1 .. j seen), j = 0 .. `steps` - 1, and recent acceptance (slots,)."""
+        """Give P(at least j + 1 accepted | steps 1 .. j seen), j < `steps`, and acceptance of late (slots,)."""
         ...
 
 
 class Learned(Policy):
     """Drafts on while what the next tokens are forecast to gain pays for their time at the rate of late.
 
-    Before step j + 1 it forecasts q_j = P(at least j + 1 tokens accepted), with a its request's acceptance of late. The
+    Before step j + 1 it forecasts q_j = P(at least j + 1 tokens accepted); a is its request's acceptance of late. The
     next h tokens bring q_j (1 + a + .. + a^(h-1)); a token is worth 1 / R seconds, R the tokens per second of late
-    under this very rule, since a round costs what the long run makes of its time (the marginal value theorem: Charnov
-    1976). A slot is willing to draft h tokens more where they are worth more than they cost it, drafting and
-    verification; the willing draft on, for the best h of 1 to 3, where what they gain together pays for what a step
-    costs whoever drafts in it. Weighed against prices like the goodput rule of SmartSpec (Liu et al. 2024, arXiv
-    2406.14066), token by token. Our own rule.
+    under this very rule: what else could be made of the time (the marginal value theorem: Charnov 1976). A slot is
+    willing to draft h tokens more where they are worth more than they cost it, drafting and verification; the willing
+    draft on, for the best h of 1 to 3, where what they gain together pays for what a step costs whoever drafts in it.
+    Weighed against prices like the goodput rule of SmartSpec (Liu et al. 2024, arXiv 2406.14066), token by token. Our
+    own rule.
 
-    What it reads, all of it known to an engine at that moment: confidence and entropy of the steps drafted; acceptance
-    of the request so far; whether the text's end occurred before, and how the drafter fared there (see
+    What it reads, all of it known to an engine at that moment: confidence and entropy of the steps drafted; the
+    request's acceptance so far; whether the text's end occurred before, and how the drafter fared there (see
     `simulator.stopping.recall`). The forecasts are logistic, each sequence's fitted to other sequences
     (`simulator.stopping.outlook`). As exact as the signals; all that is drafted is verified.
     """

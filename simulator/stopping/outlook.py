@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration.errors import ReplayError
 from simulator.arrays import FloatArray, IntArray
 from simulator.playback.predictor import FOLDS, logistic
 from simulator.playback.recorded import Material
+from simulator.playback.replay import SequenceTable
 from simulator.playback.signals import Places, RecordedSignals
 from simulator.routing.survival import fit_ridge
 from simulator.stopping.recall import Recall, logit, make_recall
 
-_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28)
+_DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 40, 56)
 """Steps seen, of the rows that a fit looks at."""
-_ROWS = 60_000
+_ROWS = 150_000
 """Rows that a fit looks at, at most, evenly over the places."""
 
 
 class OutlookSignals(RecordedSignals):
     """Signals with the forecasts that `Learned` reads, fitted to the sequences of other folds.
 
-    Two logistic models of P(more than j accepted | steps 1 .. j seen): one of j = 0, one of all j from 1 on. Labels are
-    run lengths (sampled decoding: drawn once from the recorded acceptance probabilities, for the fit alone).
+    Two logistic models of P(more than j accepted | steps 1 .. j seen): one of j = 0, one of all j from 1 on. Labels
+    are run lengths (sampled decoding: drawn once from the recorded acceptance probabilities, for the fit alone).
     """
 
     def __init__(self, replay: Places, material: Material, confidence: FloatArray, entropy: FloatArray) -> None:
@@ -32,9 +32,9 @@ class OutlookSignals(RecordedSignals):
         self._first, self._next = fit_outlook(material, confidence, entropy, self._recall)
 
     def outlook(self, cursor: IntArray, steps: int) -> tuple[FloatArray, FloatArray]:
-        """Give P(at least j + 1 accepted | steps 1 .. j seen) for j = 0 .. `steps` - 1, and recent acceptance (slots,).
+        """Give P(at least j + 1 accepted | steps 1 .. j seen) for j = 0 .. `steps` - 1, and acceptance of late.
 
-        Column j reads steps 1 .. j alone.
+        Shapes (slots, `steps`) and (slots,). Column j reads steps 1 .. j alone.
         """
         counts = self.steps, self.estimated_steps
         confidence = self.confidence(cursor, steps)
@@ -55,6 +55,7 @@ def outlook_columns(
     Seen: logit of the last token's confidence, its entropy, their squares and product, those of the token before; the
     log of the product of confidences, the least confidence, the largest entropy and their sum; log(1 + j); the
     source's acceptance at step j, by itself and by match length, and how far confidence is from what it was there.
+    All of it but the constant once more, times log(1 + j) - 1.
     """
     steps = confidence.shape[1]
     before, there, sure_there = recall.before(places, steps)
@@ -68,7 +69,8 @@ def outlook_columns(
     seen = [sure, entropy, sure * entropy / 10, sure**2 / 10, entropy**2 / 10, sure[:, back], entropy[:, back]]
     seen += [product, np.minimum.accumulate(sure, axis=1), np.maximum.accumulate(entropy, axis=1)]
     seen += [np.cumsum(entropy, axis=1), depth, there, there * recall.match[places, None], apart, apart * there]
-    return before[:, 0], np.concatenate([before[:, 1:], np.stack(seen, axis=-1)], axis=-1)
+    after = np.concatenate([before[:, 1:], np.stack(seen, axis=-1)], axis=-1)
+    return before[:, 0], np.concatenate([after, after[..., 1:] * (depth[..., None] - 1)], axis=-1)
 
 
 def fit_outlook(
@@ -80,23 +82,40 @@ def fit_outlook(
             "stopping.policy: 'learned' must have at least 2 sequences: each is predicted by a fit to the others"
         )
     runs = drawn_runs(material)
-    text = RecordedSignals(_OnText(runs), material, confidence, entropy)
-    every = material.needed
-    chosen = every[:: 1 + len(every) * len(_DEPTHS) // _ROWS]
-    steps = max(_DEPTHS) + 1
-    before, after = outlook_columns(recall, chosen, text.confidence(chosen, steps), text.entropy(chosen, steps))
-    to_come = (material.starts + material.lengths)[material.owners[chosen]] - chosen
-    depth = np.array(_DEPTHS)
-    after, inside = after[:, depth - 1], to_come[:, None] > depth
-    goes_on = runs[chosen, None] > depth
-    fold = material.owners[chosen] % FOLDS
-    first, following = [], []
-    for part in range(FOLDS):
-        other = fold != part
-        first.append(fit_ridge(before[other], runs[chosen][other] > 0))
-        rows: NDArray[np.bool_] = inside & other[:, None]
-        following.append(fit_ridge(after[rows], goes_on[rows]))
-    return np.array(first), np.array(following)
+    found = [_fit(material, (confidence, entropy), recall, runs, part) for part in range(FOLDS)]
+    return np.array([first for first, _ in found]), np.array([following for _, following in found])
+
+
+def _fit(
+    material: Material, felt: tuple[FloatArray, FloatArray], recall: Recall, runs: IntArray, part: int
+) -> tuple[FloatArray, FloatArray]:
+    """Give the coefficients for fold `part`; tails too are borrowed from the sequences of other folds."""
+    places = np.flatnonzero(material.owners % FOLDS != part)
+    others = Material(material.traces, material.drafter, _without(material.sequences, part))
+    confidence, entropy = (values[places] for values in felt)
+    text = RecordedSignals(_OnText(runs[places]), others, confidence, entropy)
+    chosen = others.needed[:: 1 + len(places) * len(_DEPTHS) // _ROWS]
+    depth, steps = np.array(_DEPTHS), max(_DEPTHS) + 1
+    columns = text.confidence(chosen, steps), text.entropy(chosen, steps)
+    before, after = outlook_columns(recall, places[chosen], *columns)
+    run = runs[places[chosen]]
+    to_come = (others.starts + others.lengths)[others.owners[chosen]] - chosen
+    inside = to_come[:, None] > depth
+    following = fit_ridge(after[:, depth - 1][inside], (run[:, None] > depth)[inside])
+    return fit_ridge(before, run > 0), following
+
+
+def _without(sequences: SequenceTable, part: int) -> SequenceTable:
+    """Give the sequences that are not in fold `part`."""
+    kept = [row for row in range(len(sequences)) if row % FOLDS != part]
+    ids, domains = sequences.ids, sequences.domains
+    prompts, outputs = sequences.prompt_tokens, sequences.output_tokens
+    return SequenceTable(
+        tuple(ids[row] for row in kept),
+        tuple(domains[row] for row in kept),
+        tuple(prompts[row] for row in kept),
+        tuple(outputs[row] for row in kept),
+    )
 
 
 class _OnText:
@@ -115,7 +134,7 @@ def drawn_runs(material: Material) -> IntArray:
     accepted, recorded = material.columns("accept_probability", "run_length")
     to_come = (material.starts + material.lengths)[material.owners] - np.arange(len(accepted))
     if material.greedy:
-        return np.minimum(np.nan_to_num(recorded).astype(np.int64), to_come)
+        return np.asarray(np.minimum(np.nan_to_num(recorded).astype(np.int64), to_come), dtype=np.int64)
     hit = np.random.default_rng(0).random(len(accepted)) < np.nan_to_num(accepted)
     runs = np.zeros(len(accepted) + 1, dtype=np.int64)
     for place in range(len(accepted) - 1, -1, -1):

@@ -1,10 +1,11 @@
-"""What a request's own past tells of a draft: acceptance of late, and how drafts fared where its text was the same."""
+"""What a request's own past tells of a draft: acceptance of late, and how drafts fared where its text was alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.errors import ReplayError
 from simulator.arrays import FloatArray, IntArray
@@ -31,9 +32,10 @@ class Recall:
     the latest earlier match of the text's end goes on, in the output, -1 without one of two tokens. `accepted`,
     `confidence` (places): of the drafter on the text.
 
-    An engine knows `accepted` behind its last token: of what it compared from verification; of a bonus token from the
-    drafter's next pass, which must take in the last drafted token anyway. Sampled decoding: the probability, from both
-    distributions. Where a request goes on with another's recording, that one's past stands for its own: an estimate.
+    An engine knows `accepted` behind its last token: of what it compared, from verification; of a bonus token, from
+    the drafter's next pass, which takes in the last drafted token anyway; of what was decoded without a draft, once
+    the drafter has filled its cache. Sampled decoding: the probability, from both distributions. Where a request goes
+    on with another's recording, that one's past stands for its own: an estimate.
     """
 
     start: FloatArray
@@ -44,33 +46,42 @@ class Recall:
     confidence: FloatArray
 
     def echo(self, places: IntArray, steps: int) -> tuple[FloatArray, FloatArray]:
-        """Give acceptance (less the typical) and logit of confidence at the source's steps 1 .. `steps`, 0 without one.
+        """Give acceptance (less the typical) and logit of confidence at steps 1 .. `steps` from the source, else 0.
 
         A source whose text ends here goes on with its own beginning. Shape (places, steps) each.
         """
-        source = self.source[places, None]
-        period = np.maximum(places[:, None] - source, 1)
-        there = np.maximum(source, 0) + np.arange(steps) % period
-        there = np.where(source >= 0, there, 0)
-        known = source >= 0
-        return np.where(known, self.accepted[there] - _TYPICAL, 0.0), np.where(known, logit(self.confidence[there]), 0.0)
+        there, known = _onward(self.source[places], places, steps)
+        return np.where(known, self.accepted[there] - _TYPICAL, 0.0), np.where(
+            known, logit(self.confidence[there]), 0.0
+        )
 
     def before(self, places: IntArray, steps: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Give what is known before step j + 1 for j = 0 .. `steps` - 1, and acceptance and confidence of `echo`.
 
         Shape (places, steps, columns): `start`; the source's acceptance at step j + 1, its product with the match
-        length, the one behind; the source's survival to j and to j + 1.
+        length, the one behind; the source's survival to j and to j + 1; acceptance at the source of the source, an
+        earlier occurrence still, at steps j + 1 and j + 2, its product with the first, and whether there is one.
         """
         there, sure = self.echo(places, steps + 1)
-        known = (self.source[places] >= 0)[:, None]
-        survival = np.cumprod(np.where(known, there + _TYPICAL, 0.0), axis=1)
-        reached = np.concatenate([known.astype(np.float64), survival], axis=1)[:, :steps]
-        match = self.match[places, None]
-        own = np.stack(
-            [there[:, :steps], there[:, :steps] * match, there[:, 1:], reached, survival[:, :steps]], axis=-1
-        )
+        source = self.source[places]
+        has = (source >= 0)[:, None]
+        survival = np.cumprod(np.where(has, there + _TYPICAL, 0.0), axis=1)
+        reached = np.concatenate([has.astype(np.float64), survival], axis=1)
+        earlier, known = _onward(np.where(has[:, 0], self.source[np.maximum(source, 0)], -1), source, steps + 1)
+        older = np.where(known, self.accepted[earlier] - _TYPICAL, 0.0)
+        now = slice(0, steps)
+        columns = [there[:, now], there[:, now] * self.match[places, None], there[:, 1:], reached[:, now]]
+        columns += [survival[:, now], older[:, now], older[:, 1:], older[:, now] * there[:, now]]
+        columns += [np.broadcast_to(known, (len(places), steps)).astype(np.float64)]
         start = np.broadcast_to(self.start[places, None, :], (len(places), steps, self.start.shape[1]))
-        return np.concatenate([start, own], axis=-1), there, sure
+        return np.concatenate([start, np.stack(columns, axis=-1)], axis=-1), there, sure
+
+
+def _onward(source: IntArray, end: IntArray, steps: int) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Give the places of steps 1 .. `steps` from `source`, which lie before `end`, and whether there is a source."""
+    known = (source >= 0)[:, None]
+    period = np.maximum(end - source, 1)[:, None]
+    return np.where(known, source[:, None] + np.arange(steps) % period, 0), known
 
 
 def logit(p: FloatArray) -> FloatArray:

@@ -15,7 +15,9 @@ from simulator import Scenario, simulate
 from simulator.playback.predictor import FOLDS
 from simulator.playback.recorded import Material
 from simulator.playback.replay import select_sequences
-from simulator.stopping.learned import acceptance_so_far, fit_outlook, worth_it
+from simulator.stopping.learned import worth_it
+from simulator.stopping.outlook import fit_outlook, outlook_columns
+from simulator.stopping.recall import Recall, make_recall
 
 CHEAP = {
     "overhead_s": 0.001,
@@ -81,7 +83,8 @@ def test_coefficients_of_a_fold_ignore_its_sequences() -> None:
     found = []
     for source in (first, mixed(first, other)):
         material = Material(source, "drafter", select_sequences(source, drafter="drafter"))
-        found.append(fit_outlook(material, *material.columns("drafter_confidence", "drafter_entropy")))
+        felt = material.columns("drafter_confidence", "drafter_entropy")
+        found.append(fit_outlook(material, *felt, make_recall(material, felt[0])))
     for one, two in zip(*found, strict=True):
         assert one[0].tolist() == two[0].tolist(), "fold 0 was fitted to the sequences that are the same"
         assert one[1].tolist() != two[1].tolist()
@@ -103,11 +106,62 @@ def mixed(first: TraceSet, other: TraceSet) -> TraceSet:
     return TraceSet.build(first.manifest, tables)
 
 
-def test_acceptance_so_far_starts_anew_with_every_request(traces: TraceSet) -> None:
+def test_the_past_starts_anew_with_every_request(traces: TraceSet) -> None:
     material = Material(traces, "drafter", select_sequences(traces, drafter="drafter"))
-    rate = acceptance_so_far(material, material.columns("accept_probability")[0])
-    assert set(rate[material.starts + 1].tolist()) == {rate[1]}
-    assert ((rate > 0) & (rate < 1)).all()
+    recall = make_recall(material, material.columns("drafter_confidence")[0])
+    starts = recall.start[material.starts]
+    assert (starts == starts[0]).all()
+    assert (recall.start[material.starts + 20] != starts[0]).any(axis=1).all()
+
+
+def test_the_past_of_a_place_ignores_what_is_recorded_from_there_on(traces: TraceSet) -> None:
+    material = Material(traces, "drafter", select_sequences(traces, drafter="drafter"))
+    place = int(material.starts[3]) + 50
+    rows = traces.positions.to_pylist()
+    for row in rows[place:]:
+        row.update(accept_probability=1.0 - row["accept_probability"], drafter_confidence=0.123)
+    schema = traces.positions.schema
+    tables = {"sequences": traces.sequences, "rollouts": traces.rollouts}
+    tables["positions"] = type(traces.positions).from_pylist(rows, schema=schema)
+    other = Material(TraceSet.build(traces.manifest, tables), "drafter", material.sequences)
+    one, two = (make_recall(m, m.columns("drafter_confidence")[0]).start for m in (material, other))
+    assert one[: place + 1].tolist() == two[: place + 1].tolist()
+    assert one[place + 1].tolist() != two[place + 1].tolist()
+
+
+def echoing() -> Recall:
+    """Ten places; the text before place 8 ended like that before place 4, and that like the one before place 1."""
+    source = np.full(10, -1)
+    source[[8, 4]] = [4, 1]
+    accepted = np.array([1, 1, 0, 1, 0, 1, 1, 0, 1, 1], dtype=float)
+    return Recall(np.ones((10, 1)), np.full(10, 0.6), source, np.full(10, 0.7), accepted, np.full(10, 0.5))
+
+
+def test_a_source_tells_how_drafts_fared_there_and_wraps_round_at_its_end() -> None:
+    there, _ = echoing().echo(np.array([8, 4, 0]), 6)
+    assert (there[0] + 0.6).tolist() == pytest.approx([0, 1, 1, 0, 0, 1])  # places 4 5 6 7 4 5
+    assert (there[1] + 0.6).tolist() == pytest.approx([1, 0, 1, 1, 0, 1])  # places 1 2 3 1 2 3
+    assert not there[2].any()
+
+
+def test_survival_at_the_source_and_its_source_are_told_step_by_step() -> None:
+    before, *_ = echoing().before(np.array([4, 8]), 3)
+    assert before[0, :, 4].tolist() == pytest.approx([1, 1, 0])  # reached steps 0, 1 at the source
+    assert before[0, :, 5].tolist() == pytest.approx([1, 0, 0])
+    assert (before[1, :, 6] + 0.6).tolist() == pytest.approx([1, 0, 1])  # the source of place 8 is 4, its source 1
+    assert before[:, 0, -1].tolist() == [0, 1]
+
+
+def test_a_step_is_forecast_from_the_steps_before_it_alone() -> None:
+    rng = np.random.default_rng(0)
+    confidence, entropy = rng.uniform(0.1, 0.9, (1, 6)), rng.uniform(0, 3, (1, 6))
+    place = np.array([8])
+    one = outlook_columns(echoing(), place, confidence, entropy)
+    confidence[:, 3:], entropy[:, 3:] = 0.01, 9.0
+    two = outlook_columns(echoing(), place, confidence, entropy)
+    assert one[0].tolist() == two[0].tolist()
+    assert one[1][:, :3].tolist() == two[1][:, :3].tolist()
+    assert (one[1][:, 3:] != two[1][:, 3:]).any(axis=2).all()
 
 
 def test_traces_without_confidence_are_refused() -> None:
