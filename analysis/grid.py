@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from calibration.errors import ExtrapolationWarning, PacelineWarning, ReplayError
+from analysis.simulated import simulate_and_hear
+from calibration.errors import ReplayError
 from calibration.traces import TraceSet
 
 Progress = Callable[[int, int], None]
@@ -140,7 +140,7 @@ def run_grid(
 
 def run_cell(traces: TraceSet, cell: Cell, costs: Mapping[str, Any], seed: int) -> CellRun:
     """Simulate one cell: every request of `traces` once, in a batch kept full."""
-    from simulator import Scenario, simulate
+    from simulator import Scenario
 
     speculate = {"policy": "fixed", "draft_tokens": cell.draft_tokens}
     scenario = Scenario.model_validate(
@@ -155,18 +155,8 @@ def run_cell(traces: TraceSet, cell: Cell, costs: Mapping[str, Any], seed: int) 
             "costs": dict(costs),
         }
     )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PacelineWarning)
-        result = simulate(scenario, traces=traces)
-    said = []
-    for warning in caught:
-        if issubclass(warning.category, ExtrapolationWarning):
-            continue  # every run carries its share of extrapolated iterations
-        if issubclass(warning.category, PacelineWarning):
-            said.append(str(warning.message))
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return _summarise(traces, cell, result.requests, result.summary, tuple(said))
+    result, said = simulate_and_hear(scenario, traces)
+    return _summarise(traces, cell, result.requests, result.summary, said)
 
 
 def _summarise(

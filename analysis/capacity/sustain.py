@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +10,9 @@ import pyarrow as pa
 
 from analysis.capacity.findings import Objective
 from analysis.capacity.load import at_rate, saturated
-from calibration.errors import ExtrapolationWarning, PacelineWarning
+from analysis.simulated import simulate_and_hear
 from calibration.traces import TraceSet
 from simulator.results.metrics import request_latencies
-from simulator.run import simulate
 from simulator.scenario import Scenario
 
 WARMUP_SHARE = 0.2
@@ -135,15 +133,5 @@ def sustain(
 
 def _run(scenario: Scenario, traces: TraceSet | None) -> tuple[dict[str, Any], pa.Table, tuple[str, ...]]:
     """Simulate; give the summary, the counted requests, and what was warned of, but for extrapolation."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PacelineWarning)
-        result = simulate(scenario, traces=traces)
-    said = []
-    for warning in caught:
-        if issubclass(warning.category, ExtrapolationWarning):
-            continue  # every probe carries its share of extrapolated iterations
-        if issubclass(warning.category, PacelineWarning):
-            said.append(str(warning.message))
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return result.summary, result.requests.filter(result.requests["counted"]), tuple(dict.fromkeys(said))
+    result, said = simulate_and_hear(scenario, traces)
+    return result.summary, result.requests.filter(result.requests["counted"]), said

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from cascade_made import graded_by_difficulty
+from part_page import set_part
 
 from analysis.bootstrap import Estimate
 from analysis.cascade import CascadeFindings, study_cascade
-from reports.document import Bullets, Document, Paragraph, Section, Table
+from reports.document import Bullets, Paragraph, Table
 from reports.parts.cascade import cascade_part
 from reports.parts.part import Part
-from reports.report import render
 
 LAMBDAS = (1.5, 4.0, 10.0, 25.0, 60.0)
 
@@ -44,25 +43,7 @@ def words(part: Part) -> str:
 def test_it_sets_without_a_warning_and_the_same_again(
     part: Part, both: tuple[CascadeFindings, CascadeFindings]
 ) -> None:
-    document = Document(
-        title="Cascade",
-        kicker="test",
-        subtitle="",
-        running="cascade",
-        footer="",
-        date="1 January 2026",
-        created=(2026, 1, 1),
-        question="When?",
-        verdict="",
-        answer=(part.answer.text,),
-        front=(part.answer,),
-        sections=(
-            Section(part.title, part.blocks),
-            Section("Advice", (Bullets(part.guidelines),)),
-            Section("Limits", (Bullets(part.limits),)),
-        ),
-    )
-    assert render(document, datetime(2026, 1, 1, tzinfo=UTC)).startswith(b"%PDF")
+    assert set_part(part).startswith(b"%PDF")
     assert cascade_part(*both) == part
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from datetime import UTC, datetime
 
 import pytest
+from part_page import set_part
 from request_tables import HOMES, ROUNDS_ONLY, specialised
 
 from analysis.bootstrap import Estimate
 from analysis.knowledge import KnowledgeFindings, study_knowledge
 from analysis.knowledge.findings import PublishedRow
-from reports.document import Document, Section
 from reports.parts.knowledge import knowledge_part
 from reports.parts.part import Part
-from reports.report import render
 
 
 @pytest.fixture(scope="module")
@@ -69,22 +67,4 @@ def test_figures_carry_their_data_sample_and_label(part: Part, findings: Knowled
 
 
 def test_it_can_be_set(part: Part) -> None:
-    pdf = render(document(part), datetime(2026, 1, 1, tzinfo=UTC))
-    assert pdf.startswith(b"%PDF")
-
-
-def document(part: Part) -> Document:
-    return Document(
-        title="Test",
-        kicker="",
-        subtitle="",
-        running="",
-        footer="",
-        date="",
-        created=(2026, 1, 1),
-        question="?",
-        verdict="!",
-        answer=(part.answer.text,),
-        front=(part.answer,),
-        sections=(Section(part.title, part.blocks), Section("Advice", (*part.guidelines, *part.limits))),
-    )
+    assert set_part(part).startswith(b"%PDF")

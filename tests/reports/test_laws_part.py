@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime
 
 import pytest
+from part_page import set_part
 
 from analysis.laws import LawFindings, find_laws
 from calibration.errors import ReportError
 from calibration.traces import bundled, bundled_path
-from reports.document import Document, Section
 from reports.parts.laws import laws_part
 from reports.parts.part import Part
-from reports.report import render
 
 FAMILY = "smollm2-135m-cpu-distilled"
 
@@ -29,21 +27,7 @@ def part(findings: LawFindings) -> Part:
 
 
 def test_the_page_sets(part: Part) -> None:
-    document = Document(
-        title="Laws",
-        kicker="part",
-        subtitle="",
-        running="",
-        footer="",
-        date="",
-        created=(2026, 1, 1),
-        question="?",
-        verdict="",
-        answer=(part.answer.text,),
-        front=(),
-        sections=(Section(part.title, (*part.blocks, *part.guidelines, *part.limits)),),
-    )
-    assert render(document, datetime(2026, 1, 1, tzinfo=UTC)).startswith(b"%PDF")
+    assert set_part(part).startswith(b"%PDF")
 
 
 def test_the_answer_is_the_slope_of_a_doubling(part: Part, findings: LawFindings) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from datetime import UTC, datetime
 
 import pytest
+from part_page import set_part
 from request_tables import PRICES, two_kinds
 
 from analysis.bootstrap import Estimate
 from analysis.routing.findings import RoutingFindings
 from analysis.routing.study import RoutingSettings, study_routing
-from reports.document import Document, Section, Table
+from reports.document import Table
 from reports.parts.part import Part
 from reports.parts.routing import best_router, routing_part
-from reports.report import render
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +76,4 @@ def test_without_a_classifier_the_rest_is_told(findings: RoutingFindings) -> Non
 
 
 def test_it_can_be_set(part: Part) -> None:
-    sections = (Section(part.title, part.blocks), Section("Advice", (*part.guidelines, *part.limits)))
-    document = Document(
-        title="Test",
-        kicker="",
-        subtitle="",
-        running="",
-        footer="",
-        date="",
-        created=(2026, 1, 1),
-        question="?",
-        verdict="!",
-        answer=(part.answer.text,),
-        front=(part.answer,),
-        sections=sections,
-    )
-    assert render(document, datetime(2026, 1, 1, tzinfo=UTC)).startswith(b"%PDF")
+    assert set_part(part).startswith(b"%PDF")

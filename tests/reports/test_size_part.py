@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from part_page import set_part
 from sized import sized_traces
 
 from analysis.size import SizeFindings, SizeSettings, main_curve, study_size
 from calibration.traces import bundled
-from reports.document import Bullets, Document, Paragraph, Section, Table
+from reports.document import Paragraph, Table
 from reports.parts.part import Part
 from reports.parts.size import size_part
-from reports.report import render
 
 
 @pytest.fixture(scope="module")
@@ -29,29 +28,8 @@ def part(findings: SizeFindings) -> Part:
     return size_part(findings)
 
 
-def document(part: Part) -> Document:
-    return Document(
-        title="Size",
-        kicker="test",
-        subtitle="",
-        running="size",
-        footer="",
-        date="1 January 2026",
-        created=(2026, 1, 1),
-        question="Which size?",
-        verdict="",
-        answer=(part.answer.text,),
-        front=(part.answer,),
-        sections=(
-            Section(part.title, part.blocks),
-            Section("Advice", (Bullets(part.guidelines),)),
-            Section("Limits", (Bullets(part.limits),)),
-        ),
-    )
-
-
 def test_it_sets_without_a_warning_and_the_same_again(part: Part, findings: SizeFindings) -> None:
-    pdf = render(document(part), datetime(2026, 1, 1, tzinfo=UTC))
+    pdf = set_part(part)
     assert pdf.startswith(b"%PDF")
     assert size_part(findings) == part
 
@@ -62,7 +40,7 @@ def test_a_family_of_another_kind_sets_too() -> None:
     settings = SizeSettings(batches=(1,), catalogue=(), large_batches=(4,), draws=100)
     found = study_size(traces, settings)
     part = size_part(found)
-    assert render(document(part), datetime(2026, 1, 1, tzinfo=UTC)).startswith(b"%PDF")
+    assert set_part(part).startswith(b"%PDF")
     assert main_curve(found.measured).spot.pays
     assert "no drafter of this family pays" not in part.guidelines[0].text
 

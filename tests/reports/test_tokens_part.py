@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from part_page import set_part
 
 from analysis.bootstrap import Estimate
 from analysis.tokens import TokenFindings, study_tokens
 from calibration.traces import bundled
-from reports.document import Document, Section
 from reports.parts.part import Part
 from reports.parts.tokens import tokens_part
-from reports.report import render
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +25,8 @@ def part(findings: TokenFindings) -> Part:
     return tokens_part(findings)
 
 
-def page(part: Part) -> bytes:
-    """A document of this part alone."""
-    document = Document(
-        title="Tokens",
-        kicker="part",
-        subtitle="",
-        running="",
-        footer="",
-        date="",
-        created=(2026, 1, 1),
-        question="?",
-        verdict="",
-        answer=(part.answer.text,),
-        front=(),
-        sections=(Section(part.title, (*part.blocks, *part.guidelines, *part.limits)),),
-    )
-    return render(document, datetime(2026, 1, 1, tzinfo=UTC))
-
-
 def test_the_page_sets(part: Part) -> None:
-    assert page(part).startswith(b"%PDF")
+    assert set_part(part).startswith(b"%PDF")
 
 
 def test_the_answer_quotes_the_findings(part: Part, findings: TokenFindings) -> None:
@@ -99,4 +78,4 @@ def test_the_hazard_alone_is_a_part(findings: TokenFindings) -> None:
     assert [d.name for d in part.drawings] == ["token-hazard"]
     assert "The hazard of rejection by depth of prompt-lookup is falling" in part.answer.text
     assert "nothing was felt" in part.limits[0].text
-    assert page(part).startswith(b"%PDF")
+    assert set_part(part).startswith(b"%PDF")

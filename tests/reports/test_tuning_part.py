@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from part_page import set_part
 from scenarios import DRAFT, LINEAR, random_runs
 from several import several
 
 from analysis.tuning import TuneFindings, TuneSettings, tune
 from analysis.tuning.export import export
 from calibration.traces import DrafterInfo
-from reports.document import Bullets, Document, Paragraph, Section, Table
+from reports.document import Bullets, Paragraph, Table
 from reports.figures.tuning import figure_files
 from reports.parts.part import Part
 from reports.parts.tuning import tuning_part
-from reports.report import render
 from reports.text import named
 from simulator.loading import parse_scenario
 
@@ -52,33 +51,8 @@ def part(findings: TuneFindings) -> Part:
     return tuning_part(findings)
 
 
-def document(part: Part) -> Document:
-    return Document(
-        title="Settings",
-        kicker="test",
-        subtitle="",
-        running="settings",
-        footer="",
-        date="1 January 2026",
-        created=(2026, 1, 1),
-        question="Which settings?",
-        verdict="",
-        answer=(part.answer.text,),
-        front=(part.answer,),
-        sections=(
-            Section(part.title, part.blocks),
-            Section("Advice", (Bullets(part.guidelines),)),
-            Section("Limits", (Bullets(part.limits),)),
-        ),
-    )
-
-
-def set_page(part: Part) -> bytes:
-    return render(document(part), datetime(2026, 1, 1, tzinfo=UTC))
-
-
 def test_the_page_is_accessible_and_the_same_twice(findings: TuneFindings, part: Part) -> None:
-    assert set_page(part) == set_page(tuning_part(findings))
+    assert set_part(part) == set_part(tuning_part(findings))
 
 
 def test_figures_are_vectors_with_data_labels_and_their_n(part: Part) -> None:
@@ -131,7 +105,7 @@ def test_names_are_shown_never_interpreted(findings: TuneFindings) -> None:
     best = dataclasses.replace(findings.best, name=HOSTILE)
     others = tuple(one for one in findings.candidates if one.status != "best")
     odd = dataclasses.replace(findings, best=best, candidates=(best, *others), scenario=HOSTILE)
-    assert set_page(tuning_part(odd))
+    assert set_part(tuning_part(odd))
 
 
 def test_figures_come_as_files_with_their_data(findings: TuneFindings) -> None:
