@@ -49,8 +49,8 @@ def page(study: PolicyStudy) -> str:
             "The published constants price an EAGLE draft alike for every length. Here its price is spread over so "
             "many steps: shorter drafts cost less, longer ones more.\n",
             _cells([one for one in study.per_step.cells if one.pricing != "per round"], names),
-            "At larger batches what is missing is mostly how much of EAGLE's draft will be accepted: these traces hold "
-            "no confidence. Forecasts never lose; what the hybrid brings at batch 1 rests on EAGLE's flat price.\n",
+            "What is missing at larger batches is how much of EAGLE's draft will be accepted: these traces hold no "
+            "confidence of it.\n",
             "Which conclusions survive (shares of the gap; bold where the target is met):\n",
             _survival(study),
             "## Draft lengths from the drafter's confidence\n",
