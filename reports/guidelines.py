@@ -27,19 +27,31 @@ def _whether(findings: Findings) -> Paragraph:
         )
     until = "at every batch size that was simulated"
     if crossover.first_not_paying is not None:
-        until = f"while at most {crossover.last_paying} requests are decoded together, and turn it off above"
+        last = crossover.last_paying
+        few = "requests are decoded one at a time" if last == 1 else f"at most {last} requests are decoded together"
+        until = f"while {few}, and turn it off above"
+    if crossover.pays_again:
+        pays = listing([str(row.batch) for row in _by_batch(findings) if row.pays])
+        until = f"at batch {pays}, where it is shown to pay, and not at the other sizes that were simulated"
     return Paragraph(f"Speculate with {named(head.drafter)} {until}.", lead="Whether.")
+
+
+def _by_batch(findings: Findings) -> list[BestLength]:
+    """The best length of the headline's drafter at every batch size."""
+    drafter = findings.answer.headline.drafter
+    return [r for b in findings.settings.batches if (r := best_at(findings, drafter, b)) is not None]
 
 
 def _lengths(findings: Findings) -> Paragraph | None:
     """The schedule of the headline's drafter over batch size, where it pays at all."""
-    head = findings.answer.headline
-    rows = [r for b in findings.settings.batches if (r := best_at(findings, head.drafter, b)) is not None]
+    rows = _by_batch(findings)
     if not any(row.pays for row in rows):
         return None
+    lengths = [row.draft_tokens for row in rows if row.pays]
+    advice = "Draft fewer tokens as the batch grows" if lengths == sorted(lengths, reverse=True) else "By batch size"
     schedule = listing([f"{row.draft_tokens if row.pays else 0} at batch {row.batch}" for row in rows])
     return Paragraph(
-        f"Draft fewer tokens as the batch grows: {schedule}, where 0 means do not speculate. Lengths in the brackets "
+        f"{advice}: {schedule}, where 0 means do not speculate. Lengths in the brackets "
         "of the table of best lengths do as well.",
         lead="How many tokens.",
     )

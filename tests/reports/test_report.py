@@ -22,6 +22,7 @@ from calibration.traces.manifest import CostConstants, LinearCost
 from reports import write_report
 from reports.answer import explanation, verdict
 from reports.figures import draw_all
+from reports.guidelines import study_guidelines
 from reports.report import write_atomic
 
 SETTINGS = StudySettings(draft_tokens=(1, 2, 4), batches=(1, 2), draws=200)
@@ -326,3 +327,26 @@ def test_one_drafter_one_domain_one_batch(tmp_path: Path) -> None:
         settings = StudySettings(draft_tokens=(2,), batches=batches, draws=100)
         path = write_report(study(traces, settings=settings, workers=1), tmp_path / f"{count}.pdf")
         assert bare("Limits of validity") in text_of(path)
+
+
+def test_advice_follows_a_speed_up_that_dips_and_comes_back(findings: Findings) -> None:
+    head = dataclasses.replace(findings.answer.headline, batch=1, draft_tokens=2, pays=True)
+    best = [
+        dataclasses.replace(head, batch=batch, draft_tokens=tokens, pays=tokens > 0)
+        for batch, tokens in ((1, 2), (2, 0), (4, 4))
+    ]
+    for again, advice, lengths in (
+        ((4,), "at batch 1 and 4, where it is shown to pay, and not at the other", "By batch size: 2 at batch 1, 0"),
+        ((), "while requests are decoded one at a time, and", "Draft fewer tokens as the batch grows: 2 at batch 1"),
+    ):
+        rows = best if again else best[:2]
+        crossing = dataclasses.replace(findings.answer.crossover, last_paying=1, first_not_paying=2, pays_again=again)
+        told = dataclasses.replace(
+            findings,
+            settings=dataclasses.replace(findings.settings, batches=tuple(row.batch for row in rows)),
+            best=tuple(rows),
+            answer=dataclasses.replace(findings.answer, headline=head, crossover=crossing),
+        )
+        whether, how_many = study_guidelines(told)[:2]
+        assert advice in whether.text
+        assert how_many.text.startswith(lengths)
