@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from analysis.acceptance import AcceptanceRow, DepthPoint
 from analysis.bootstrap import DRAWS
 from analysis.costfit import CostFit
+from analysis.records import from_json, to_json
 from analysis.speedup import BestLength, Crossover, SpeedupCell
 from calibration.errors import ReportError, ScenarioError
 
@@ -172,17 +171,9 @@ class Findings:
 
     def to_json(self) -> str:
         """Give the findings as JSON text; equal findings give equal text."""
-        return _ADAPTER.dump_json(self, indent=1).decode() + "\n"
+        return to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Findings:
         """Read what `to_json` wrote. Raises `ReportError` that names the first field at fault."""
-        try:
-            return _ADAPTER.validate_json(text)
-        except ValidationError as fault:
-            first = fault.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "findings"
-            raise ReportError(f"findings: {place}: {first['msg']}") from None
-
-
-_ADAPTER: TypeAdapter[Findings] = TypeAdapter(Findings)
+        return from_json(cls, text, "findings")

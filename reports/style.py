@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,3 +73,14 @@ def to_svg(figure: Figure) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return out.getvalue().replace(f"'{_MEASURED_WITH}'", _SHOWN_WITH)
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in the look of the report."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    style: dict[str, Any] = {**sns.axes_style("ticks"), **RC}
+    with mpl.rc_context(style):  # type: ignore[arg-type]
+        yield

@@ -18,7 +18,6 @@ from reports.sections import compose, study_sections
 from reports.sections.limits import limits
 from reports.text import breakable, count, listing, plain, short
 
-TEMPLATES = ("study", "capacity", "brief")
 _LABELS = "[measured] recorded or on an engine   [simulated] served in SimPy   [fitted], [extrapolated], [published]"
 BRIEF_PAGES = 2
 _BRIEF_SIZES = ((16, 8), (12, 6), (9, 5), (7, 4), (5, 3), (3, 2))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import bisect
-import csv
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from calibration.errors import ScenarioError, did_you_mean
+from calibration.errors import ScenarioError
 from simulator.playback.replay import SequenceTable
+from simulator.rows import placed_rows, tell
 
 COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
-_SHOWN = 10
-"""Faults of one file that are spelled out."""
 
 
 class Arrival(NamedTuple):
@@ -31,27 +30,12 @@ def read_arrivals(path: Path, rows: int | None = None) -> list[Arrival]:
 
     It has a header; other columns are ignored. Raises `ScenarioError` with file, line, column, rule and value.
     """
-    if not path.is_file():
-        raise ScenarioError(f"{path}: not found (workload.path)")
     faults: list[str] = []
-    arrivals: list[Arrival] = []
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        header = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        for column in COLUMNS:
-            if column not in header:
-                faults.append(f"{path}: column '{column}': is missing{did_you_mean(column, header)}")
-        if not faults:
-            for row in reader:
-                if rows is not None and len(arrivals) == rows:
-                    break
-                arrivals.append(_arrival(row, f"{path}:{reader.line_num}", faults))
+    placed = placed_rows(path, COLUMNS, "workload.path", faults)
+    arrivals = [_arrival(row, place, faults) for place, row in itertools.islice(placed, rows)]
     if not faults and len(arrivals) < (rows or 1):
         faults.append(f"{path}: must hold at least {rows or 1} rows (workload.requests), got {len(arrivals)}")
-    if faults:
-        more = [f"{path}: and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise ScenarioError("\n".join(faults[:_SHOWN] + more))
+    tell(path, faults)
     return sorted(arrivals, key=lambda arrival: arrival.arrival_s)
 
 

@@ -13,6 +13,7 @@ from calibration.errors import ScenarioError, TraceError, did_you_mean
 from calibration.tomlfile import read_toml, sentences
 from calibration.traces import bundled_path
 from calibration.traces.manifest import parse_manifest
+from simulator.keys.settings import as_table
 from simulator.routing.drafter_settings import unknown_names
 from simulator.scenario import Scenario, cross_faults
 
@@ -45,22 +46,18 @@ def parse_scenario(
 
 def _missing_files(data: Mapping[str, Any], folder: Path) -> list[str]:
     """Check that the files that a workload and the routing to drafters name are there."""
-    load, routing = _table(data.get("workload")), _table(data.get("routing"))
+    load, routing = as_table(data.get("workload")), as_table(data.get("routing"))
     named = {
         "workload.path": load.get("path"),
         "workload.lengths_path": load.get("lengths_path"),
-        "workload.lengths.path": _table(load.get("lengths")).get("path"),
-        "routing.drafter.path": _table(routing.get("drafter")).get("path"),
+        "workload.lengths.path": as_table(load.get("lengths")).get("path"),
+        "routing.drafter.path": as_table(routing.get("drafter")).get("path"),
     }
     return [
         f"{place}: no such file, got '{path}'"
         for place, path in named.items()
         if isinstance(path, str) and not (folder / path).is_file()
     ]
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def name_faults(data: Mapping[str, Any], drafters: Iterable[str], domains: Iterable[str]) -> list[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from analysis.findings import Findings
 from reports.figures import acceptance, costs, speedup
 from reports.figures.drawing import Drawing
-from reports.style import RC
+from reports.style import styled
 
 __all__ = ["Drawing", "draw_all"]
 
@@ -18,9 +17,6 @@ def draw_all(findings: Findings, progress: Callable[[int, int], None] | None = N
 
     Raises `ReportError` that names the figure and what it lacked.
     """
-    import matplotlib as mpl
-    import seaborn as sns
-
     painters: list[Callable[[Findings], Drawing]] = [
         speedup.speedup_by_batch,
         acceptance.acceptance_by_domain,
@@ -32,8 +28,7 @@ def draw_all(findings: Findings, progress: Callable[[int, int], None] | None = N
     if findings.cost_fits:
         painters.append(costs.cost_fit)
     drawings = {}
-    style: dict[str, Any] = {**sns.axes_style("ticks"), **RC}
-    with mpl.rc_context(style):  # type: ignore[arg-type]
+    with styled():
         for done, painter in enumerate(painters, start=1):
             drawing = painter(findings)
             drawings[drawing.name] = drawing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.fidelity.table import QUANTITIES, Compared, Condition, Crossover, Fidelity, errors_of
 from reports.figures.drawing import Drawing, need, new_figure
-from reports.style import INK, RC, REFERENCE, look, to_svg
+from reports.style import INK, REFERENCE, look, styled, to_svg
 from reports.text import TIMES, listing, plain, short
 
 if TYPE_CHECKING:
@@ -22,15 +22,11 @@ _MOST_PANELS = 9
 
 def draw_fidelity(fidelity: Fidelity) -> dict[str, Drawing]:
     """Draw every figure that `fidelity` has data for, by name; `ReportError` where it has no condition at all."""
-    import matplotlib as mpl
-    import seaborn as sns
-
     need(fidelity.conditions, "fidelity", "conditions")
     painters: list[Callable[[Fidelity], Drawing]] = [predicted_measured, signed_errors]
     if fidelity.crossovers:
         painters.append(crossovers)
-    style: dict[str, Any] = {**sns.axes_style("ticks"), **RC}
-    with mpl.rc_context(style):  # type: ignore[arg-type]
+    with styled():
         return {drawing.name: drawing for drawing in (painter(fidelity) for painter in painters)}
 
 

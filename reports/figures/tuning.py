@@ -203,7 +203,7 @@ def drawings(findings: TuneFindings) -> tuple[Drawing, ...]:
 
 def figure_files(findings: TuneFindings) -> dict[str, str]:
     """Give every figure as SVG and its data as CSV, by file name."""
-    from reports.parts.part import styled
+    from reports.style import styled
 
     files = {}
     with styled():

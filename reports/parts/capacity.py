@@ -6,7 +6,8 @@ from analysis.bootstrap import Estimate
 from analysis.capacity import CapacityFindings, PolicyCapacity
 from reports.document import Block, Figure, Paragraph, table
 from reports.figures.capacity import capacity_curves
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import DASH, breakable, count, listing, named, short
 
 _WORDS = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "end-to-end time"}

@@ -7,7 +7,8 @@ from analysis.cascade.hull import Switch
 from reports.document import Block, Bullets, Figure, Paragraph
 from reports.figures.cascade import SHORT, cascade_frontier, cascade_reliability, cascade_usage
 from reports.parts import cascade_tables as tables
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import estimate, listing, named
 
 LAMBDA = "\u03bb"

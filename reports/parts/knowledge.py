@@ -5,7 +5,8 @@ from __future__ import annotations
 from analysis.knowledge.findings import KnowledgeFindings, PairedRow, RouterValue
 from reports.document import Block, Figure, Paragraph, table
 from reports.figures.knowledge import costs_label, paired_forest, router_curves, sample_label, transfer_map
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import breakable, count, estimate, listing, named, percent, short
 
 

@@ -11,7 +11,8 @@ from analysis.laws.law import PUBLISHED_FORM
 from calibration.errors import ReportError
 from reports.document import Block, Figure, Paragraph, table
 from reports.figures.laws import brief, law_figure
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import DASH, listing
 
 SHOWN = ("size", "training-tokens", "position", "context", "batch-speed", "batch-measured")

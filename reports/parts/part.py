@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from reports.document import Block, Paragraph
 from reports.figures.drawing import Drawing
-from reports.style import RC
 
 
 @dataclass(frozen=True)
@@ -28,14 +24,3 @@ class Part:
     drawings: tuple[Drawing, ...]
     guidelines: tuple[Paragraph, ...] = ()
     limits: tuple[Paragraph, ...] = ()
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """Draw in the look of the report."""
-    import matplotlib as mpl
-    import seaborn as sns
-
-    style: dict[str, Any] = {**sns.axes_style("ticks"), **RC}
-    with mpl.rc_context(style):  # type: ignore[arg-type]
-        yield

@@ -16,7 +16,8 @@ from reports.figures.routing import (
     reliability_plot,
     sample_label,
 )
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import breakable, estimate, listing, named, percent, short
 
 _BY_ROUND = "oracle by round"

@@ -10,7 +10,8 @@ from reports.document import Block, Figure, Paragraph, table
 from reports.figures.runs import contrast_ratios
 from reports.inputs import Summed
 from reports.parts.capacity import rate
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import breakable, count, listing, named, short
 from simulator.results.result import RunResult
 

@@ -23,7 +23,8 @@ from analysis.size.words import (
 from reports.document import Block, Figure, Paragraph
 from reports.figures import size as figures
 from reports.parts import size_tables as tables
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import estimate, listing
 
 

@@ -7,8 +7,9 @@ from reports.answer import explanation, question, verdict
 from reports.document import Figure, Paragraph
 from reports.figures import speedup
 from reports.guidelines import study_guidelines
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
 from reports.sections.front import summary
+from reports.style import styled
 
 
 def study_part(findings: Findings, name: str) -> Part:

@@ -10,7 +10,8 @@ from analysis.tokens.heldout import BASE, CONFIDENCE, FOLDS, NEW_DRAFTER, NEW_PR
 from reports.document import Block, Figure, Paragraph, table
 from reports.figures.drawing import Drawing
 from reports.figures.tokens import calibration_figure, hazard_figure, odds_figure, sample_label
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import breakable, count, estimate, listing, short
 
 

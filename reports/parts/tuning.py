@@ -8,7 +8,8 @@ from analysis.tuning.intervals import METHOD
 from reports.document import Block, Bullets, Figure, Paragraph, table
 from reports.figures.drawing import Drawing
 from reports.figures.tuning import drawings
-from reports.parts.part import Part, styled
+from reports.parts.part import Part
+from reports.style import styled
 from reports.text import DASH, breakable, estimate, listing, named, percent, plain
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,3 +16,8 @@ class Section(BaseModel):
     """A table of the scenario: unknown keys are refused, values are never converted, nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def as_table(value: Any) -> Mapping[str, Any]:
+    """Give `value` of a maybe unchecked scenario where it is a table, else an empty one."""
+    return value if isinstance(value, Mapping) else {}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from calibration.errors import ScenarioError, did_you_mean
+from calibration.errors import did_you_mean
+from simulator.rows import placed_rows, tell
 
 COLUMNS = ("sequence_id", "drafter")
-_SHOWN = 10
-"""Faults of one file that are spelled out."""
 
 
 def read_assigned(path: Path, drafters: Sequence[str], served: Sequence[str], known: Collection[str]) -> list[int]:
@@ -20,29 +18,17 @@ def read_assigned(path: Path, drafters: Sequence[str], served: Sequence[str], kn
     sequences that are `known` but not served. Raises `ScenarioError` with every fault and its place: a column or a
     served sequence that is missing, a sequence or drafter that there is not, a sequence that stands there twice.
     """
-    if not path.is_file():
-        raise ScenarioError(f"{path}: not found (routing.drafter.path)")
     faults: list[str] = []
     chosen: dict[str, int] = {}
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        header = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        for column in COLUMNS:
-            if column not in header:
-                faults.append(f"{path}: column '{column}': is missing{did_you_mean(column, header)}")
-        if not faults:
-            for row in reader:
-                faults += _take(row, f"{path}:{reader.line_num}", chosen, drafters, known)
+    for place, row in placed_rows(path, COLUMNS, "routing.drafter.path", faults):
+        faults += _take(row, place, chosen, drafters, known)
     if not faults:
         faults = [
             f"{path}: column 'sequence_id': must have every sequence that is served, lacks '{name}'"
             for name in served
             if name not in chosen
         ]
-    if faults:
-        more = [f"{path}: and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise ScenarioError("\n".join(faults[:_SHOWN] + more))
+    tell(path, faults)
     return [chosen[name] for name in served]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from calibration.errors import did_you_mean
-from simulator.keys.settings import Count, Positive, Section
+from simulator.keys.settings import Count, Positive, Section, as_table
 from simulator.routing.hybrid_settings import ContextMatch, Forecast
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
@@ -180,7 +180,7 @@ WITHOUT_LEARNING = ("none", "fixed", "by_batch", "oracle", "confidence", "specde
 def drafter_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Give (place, rule) for every rule about routing to drafters that the (maybe unchecked) scenario breaks."""
     rule, here = _rule(data), "routing.drafter"
-    priced = _table(_table(data.get("costs")).get("drafters"))
+    priced = as_table(as_table(data.get("costs")).get("drafters"))
     if not rule:
         return (
             [("costs.drafters", "needs routing.drafter; the price of one drafter is costs.drafter")] if priced else []
@@ -195,7 +195,7 @@ def drafter_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:
             faults.append((place, f"must be one of the drafters, got '{name}'{did_you_mean(name, names)}"))
     if data.get("drafter") is not None:
         faults.append(("drafter", "must be left out where routing.drafter names the drafters"))
-    stopping, placement = (_table(data.get(key)) for key in ("stopping", "placement"))
+    stopping, placement = (as_table(data.get(key)) for key in ("stopping", "placement"))
     policy = stopping.get("policy", "none")
     faults += [(here, fault) for fault in stopping_faults(rule.get("policy"), policy)]
     if placement.get("kind", "serial") != "serial":
@@ -225,22 +225,18 @@ def unknown_names(data: Mapping[str, Any], drafters: Iterable[str], domains: Ite
     ]
     return faults + [
         f"routing.drafter.table: not in the TraceSet, got '{name}'{did_you_mean(name, known)}"
-        for name in _table(rule.get("table"))
+        for name in as_table(rule.get("table"))
         if name not in known
     ]
 
 
 def routes_drafters(data: Mapping[str, Any]) -> bool:
     """Whether the (maybe unchecked) scenario `data` has a ``[routing] drafter`` table."""
-    return _table(data.get("routing")).get("drafter") is not None
+    return as_table(data.get("routing")).get("drafter") is not None
 
 
 def _rule(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _table(_table(data.get("routing")).get("drafter"))
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return as_table(as_table(data.get("routing")).get("drafter"))
 
 
 def _listed(value: Any) -> Iterable[Any]:
@@ -249,6 +245,6 @@ def _listed(value: Any) -> Iterable[Any]:
 
 def _chosen(rule: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Give the places of a rule that choose one of its drafters."""
-    table = _table(rule.get("table"))
+    table = as_table(rule.get("table"))
     places = [(key, rule.get(key)) for key in ("drafter", "default", "lookup")]
     return places + [(f"table.{key}", table[key]) for key in table]

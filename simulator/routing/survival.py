@@ -142,12 +142,3 @@ def _steps(longest: int) -> FloatArray:
     """Give one-hot groups of depth: 0, 1, 2, 3, 4-7, 8-15, ..."""
     group = [depth if depth < 4 else 2 + (depth.bit_length() - 1) for depth in range(longest)]
     return np.eye(max(group) + 1)[group]
-
-
-def by_fold(fold: IntArray, x: FloatArray, run: IntArray, proposed: IntArray, longest: int) -> list[Hazard]:
-    """Fit one hazard for each fold, to the rows of the other folds. `fold` (rows): the fold of each row's request."""
-    hazards = []
-    for part in range(int(fold.max()) + 1):
-        other = fold != part
-        hazards.append(fit_hazard(x[other], run[other], proposed[other], longest))
-    return hazards
