@@ -4,11 +4,14 @@ The rounds of one request share its text, so they are not independent; an interv
 too narrow. Here a statistic is a function of sums over requests, and a replicate draws requests with
 replacement. Where several domains are pooled, requests are drawn within each domain (stratified), so the mix of
 domains stays the recorded one.
+
+Where a best is picked from several candidates and then judged, the interval of a fixed choice is too narrow: the
+choice was made on the same data. `simultaneous` gives bounds that hold for all candidates at once, hence for
+whichever was picked, and `best_set` the candidates that may be the best.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +27,15 @@ DRAWS = 2000
 
 LEVEL = 0.95
 """Coverage that every interval aims at."""
+
+FEW = 8
+"""Below this many clusters an interval is Student's t with the bootstrap's standard error, not a percentile interval.
+
+The percentiles of few clusters cannot reach far enough: with 4 they cover .86 of normal data, the t form .95.
+"""
+
+_LEAST = 3
+"""With fewer clusters than this no interval is given."""
 
 _MOST_UNDEFINED = 0.05
 """A statistic that is undefined in more replicates than this share gets no interval."""
@@ -43,13 +55,16 @@ class Estimate:
     requests: int
 
     def bounded(self, requests: int) -> Estimate:
-        """Give this rate as one over `requests`; at 0 or 1, where the bootstrap sees no spread, the exact bound.
+        """Give this rate as one over `requests`, within [0, 1]; at 0 or 1, where no spread is seen, exact bounds.
 
         A rate of 0 (or 1) in m requests reaches up (down) to what m independent requests cannot rule out:
         1 - 0.025^(1/m), Clopper and Pearson 1934. Conservative: a request holds more than one draft.
         """
         if self.value not in (0.0, 1.0) or requests < 1:
-            return dataclasses.replace(self, requests=requests)
+            low, high = self.low, self.high
+            return Estimate(
+                self.value, None if low is None else max(low, 0.0), None if high is None else min(high, 1.0), requests
+            )
         reach = number(1 - ((1 - LEVEL) / 2) ** (1 / requests)) or 0.0
         low, high = (0.0, reach) if self.value == 0.0 else (1 - reach, 1.0)
         return Estimate(self.value, low, high, requests)
@@ -94,8 +109,7 @@ class ClusterBootstrap:
             values = statistic(rows.sum(axis=0))
             replicates = statistic(total)
         requests = int(np.count_nonzero(np.any(rows != 0, axis=1)))
-        strata = 1 if domain is not None else len(self.domains)
-        bounds = _expanded_percentile(replicates, len(rows), strata)
+        bounds = _bounds(values, replicates, len(rows), self.strata(domain))
         return tuple(
             Estimate(
                 number(value),
@@ -110,6 +124,27 @@ class ClusterBootstrap:
         with np.errstate(divide="ignore", invalid="ignore"):
             return statistic(self._resample(sums, domain)[1])
 
+    def strata(self, domain: str | None = None) -> int:
+        """Number of domains that requests are drawn within: 1 for one domain, all of them for the pool."""
+        return len(self.domains) if domain is None else 1
+
+    def size(self, domain: str | None = None) -> int:
+        """Number of requests (clusters) of one domain, or of all."""
+        return len(self.request_domains) if domain is None else len(self._rows[domain])
+
+    def candidates(
+        self, statistic: Callable[[Floats], Floats], sums: Floats, domain: str | None = None
+    ) -> Candidates:
+        """Give the values of several candidates with their replicates, to be judged together (`simultaneous`).
+
+        Arguments as those of `estimates`; each of the q values of `statistic` is one candidate.
+        """
+        rows, total = self._resample(sums, domain)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values, replicates = statistic(rows.sum(axis=0)), statistic(total)
+        count = values.shape[0]
+        return Candidates(values, replicates, np.full(count, self.size(domain)), np.full(count, self.strata(domain)))
+
     def _resample(self, sums: Floats, domain: str | None) -> tuple[Floats, Floats]:
         """Rows of the domain(s) and the resampled sums, shape (draws, m)."""
         names = self.domains if domain is None else (domain,)
@@ -123,27 +158,141 @@ def describe(draws: int) -> str:
     """Say how the intervals are made."""
     return (
         f"95% expanded percentile intervals from {draws:,} bootstrap replicates over whole requests, drawn within "
-        "each domain"
+        f"each domain (Student's t below {FEW} requests)"
     )
 
 
-def _expanded_percentile(replicates: Floats, requests: int, strata: int) -> tuple[Floats, Floats]:
-    """Percentile bounds widened for few clusters (Hesterberg 2015, section 5.3).
+@dataclass(frozen=True)
+class Candidates:
+    """Values of q candidates and their bootstrap replicates, drawn together: what a choice is made among.
 
-    The percentile bootstrap behaves like a z interval with the biased standard deviation; its tail level is
-    replaced by Phi(-sqrt(n / (n - h)) t), t the 97.5% point of Student's law with n - h degrees of freedom.
-    An approximation, exact for means of normal data.
+    ``values`` (q,) and ``replicates`` (draws, q) are positive (ratios, throughputs) and are compared as logarithms;
+    NaN where undefined. ``clusters`` and ``strata`` (q,) count the requests drawn and the domains they were drawn in.
+    """
+
+    values: Floats
+    replicates: Floats
+    clusters: NDArray[np.int64]
+    strata: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Sequence[Candidates]) -> Candidates:
+        """One family of several, for choices made across them; their replicates must be of the same draws."""
+        return cls(
+            np.concatenate([p.values for p in parts]),
+            np.concatenate([p.replicates for p in parts], axis=1),
+            np.concatenate([p.clusters for p in parts]),
+            np.concatenate([p.strata for p in parts]),
+        )
+
+    def simultaneous(self, level: float = LEVEL) -> list[tuple[float | None, float | None]]:
+        """Bounds (low, high) of each candidate that hold for all of them together with probability `level`.
+
+        Max-t (Westfall and Young 1993, Romano and Wolf 2005): the critical value is the `level` quantile over
+        replicates of max_j |log r_j - log v_j| / s_j, s_j the standard error of the candidate's own replicates. Few
+        clusters widen it as they widen Student's t: the critical value is carried over to n - h degrees of freedom
+        at the same tail, and s by sqrt(n / (n - h)). One candidate alone gets Student's interval. (None, None) where
+        a candidate has no interval. Approximate in the same sense as every bootstrap.
+        """
+        usable, errors, deviations = self._studentised()
+        none: list[tuple[float | None, float | None]] = [(None, None)] * len(self.values)
+        if not usable.any():
+            return none
+        critical = np.quantile(np.abs(deviations[:, usable]).max(axis=1), level)
+        reach = self._reach(float(critical), self.clusters, self.strata) * errors
+        low, high = self.values * np.exp(-reach), self.values * np.exp(reach)
+        return [
+            (number(float(a)), number(float(b))) if ok else (None, None)
+            for a, b, ok in zip(low, high, usable, strict=True)
+        ]
+
+    def best_set(self, *, largest: bool = True, level: float = LEVEL) -> NDArray[np.bool_]:
+        """Which candidates may be the best: a set that holds the best one with probability `level`, shape (q,).
+
+        A candidate is left out if another one is better by the simultaneous lower bound of their paired difference,
+        over all ordered pairs (multiple comparisons with the best, Hsu 1996). Candidates without an interval stay,
+        undefined ones do not.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values, replicates = np.log(self.values), np.log(self.replicates)
+        sign = 1.0 if largest else -1.0
+        usable = self._usable()
+        inside = np.isfinite(values)
+        rows = np.flatnonzero(usable)
+        if len(rows) < 2:
+            return np.asarray(inside)
+        difference = sign * (values[rows][:, None] - values[rows][None, :])  # how much the first is better
+        centred = sign * _filled(replicates[:, rows] - values[rows])
+        worst = np.zeros(len(centred))
+        errors = np.empty_like(difference)
+        for j in range(len(rows)):  # one row of pairs at a time: q^2 columns of replicates are much memory
+            pairs = centred[:, j, None] - centred
+            errors[j] = pairs.std(axis=0)
+            safe = np.where(errors[j] > 0, errors[j], np.inf)
+            worst = np.maximum(worst, (pairs / safe).max(axis=1))
+        clusters, strata = int(self.clusters[rows].min()), int(self.strata[rows].max())
+        reach = float(self._reach(float(np.quantile(worst, level)), np.array([clusters]), np.array([strata]))[0])
+        beaten = (difference - reach * errors > _EQUAL).any(axis=0)
+        inside[rows[beaten]] = False
+        return np.asarray(inside)
+
+    def _usable(self) -> NDArray[np.bool_]:
+        """Candidates with a value, enough clusters and enough defined replicates."""
+        undefined = ~(np.isfinite(self.replicates) & (self.replicates > 0))
+        enough = (self.clusters >= _LEAST) & (self.clusters > self.strata)
+        return np.asarray(
+            np.isfinite(self.values) & (self.values > 0) & enough & (undefined.mean(axis=0) <= _MOST_UNDEFINED)
+        )
+
+    def _studentised(self) -> tuple[NDArray[np.bool_], Floats, Floats]:
+        """Usable candidates, standard errors of their logarithms (q,), and studentised deviations (draws, q)."""
+        usable = self._usable()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            centred = _filled(np.log(self.replicates) - np.log(self.values))
+        centred = np.where(usable, centred, 0.0)
+        errors = centred.std(axis=0)
+        return usable, errors, centred / np.where(errors > 0, errors, np.inf)
+
+    @staticmethod
+    def _reach(critical: float, clusters: NDArray[np.int64], strata: NDArray[np.int64]) -> Floats:
+        """The normal critical value as one of Student's law at the same tail, in units of the bootstrap's error."""
+        freedom = np.maximum(clusters - strata, 1)
+        # Beyond 8 sigma the tail underflows; no quantile of 2,000 replicates comes near.
+        student = -stdtrit(freedom, ndtr(-min(critical, 8.0)))
+        return np.asarray(student * np.sqrt(clusters / freedom))
+
+
+_EQUAL = 1e-12
+"""Differences of logarithms below this are rounding."""
+
+
+def _filled(deviations: Floats) -> Floats:
+    """Undefined replicates count as no deviation (they are few, see `_MOST_UNDEFINED`)."""
+    return np.where(np.isfinite(deviations), deviations, 0.0)
+
+
+def _bounds(values: Floats, replicates: Floats, requests: int, strata: int) -> tuple[Floats, Floats]:
+    """Bounds of one statistic each: expanded percentiles, Student's t below `FEW` clusters, none below `_LEAST`.
+
+    Expanded percentiles (Hesterberg 2015, section 5.3): the percentile bootstrap behaves like a z interval with the
+    biased standard deviation; its tail level is replaced by Phi(-sqrt(n / (n - h)) t), t the 97.5% point of Student's
+    law with n - h degrees of freedom. Both forms are approximations, exact for means of normal data.
     """
     freedom = requests - strata
     missing = np.full(replicates.shape[1], np.nan)
-    if freedom < 1:
+    if freedom < 1 or requests < _LEAST:
         return missing, missing
     quantile = stdtrit(freedom, (1 + LEVEL) / 2)
-    tail = float(ndtr(-np.sqrt(requests / freedom) * quantile))
     undefined = ~np.isfinite(replicates)
     usable = undefined.mean(axis=0) <= _MOST_UNDEFINED
-    filled = np.where(usable, replicates, 0.0)
-    low, high = np.nanquantile(np.where(np.isfinite(filled), filled, np.nan), [tail, 1 - tail], axis=0)
+    defined = np.where(undefined | ~usable, np.nan, replicates)
+    defined[:, ~usable] = 0.0
+    if requests < FEW:
+        reach = quantile * np.sqrt(requests / freedom) * np.nanstd(defined, axis=0)
+        low, high = values - reach, values + reach
+    else:
+        tail = float(ndtr(-np.sqrt(requests / freedom) * quantile))
+        low, high = np.nanquantile(defined, [tail, 1 - tail], axis=0)
     return np.where(usable, low, np.nan), np.where(usable, high, np.nan)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, number
+from analysis.bootstrap import Candidates, ClusterBootstrap, Estimate, number
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -100,3 +100,105 @@ def test_a_rate_of_zero_or_one_gets_the_exact_bound() -> None:
     assert always.low == pytest.approx(0.025 ** (1 / 12), rel=1e-4)
     assert Estimate(0.4, 0.3, 0.5, 40).bounded(12) == Estimate(0.4, 0.3, 0.5, 12)
     assert Estimate(None, None, None, 0).bounded(0) == Estimate(None, None, None, 0)
+
+
+def means(sums: np.ndarray) -> np.ndarray:
+    return sums[..., :-1] / sums[..., -1:]
+
+
+def drawn_candidates(rng: np.random.Generator, true: np.ndarray, requests: int) -> Candidates:
+    """Paired speed-ups of several candidates: each request has a noise of its own that all candidates share."""
+    shared = rng.normal(0, 0.2, (requests, 1))
+    own = rng.normal(0, 0.3, (requests, len(true)))
+    sums = np.column_stack([true * np.exp(shared + own - (0.2**2 + 0.3**2) / 2), np.ones(requests)])
+    return ClusterBootstrap(["chat"] * requests, rng, draws=400).candidates(means, sums)
+
+
+@pytest.mark.parametrize(("requests", "least"), [(4, 0.92), (6, 0.92), (24, 0.92)])
+def test_few_clusters_are_covered_as_many_are(requests: int, least: float) -> None:
+    rng = np.random.default_rng(11)
+    repeats, hits = 600, 0
+    for _ in range(repeats):
+        sums = np.stack([rng.normal(10, 2, requests), np.ones(requests)], axis=1)
+        (found,) = ClusterBootstrap(["chat"] * requests, rng, draws=400).estimates(ratio, sums)
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 10 <= found.high
+    assert hits / repeats >= least  # 95% less 3 binomial standard errors
+
+
+def test_two_clusters_have_no_interval() -> None:
+    sums = np.array([[1.0, 2.0], [2.0, 2.0]])
+    bootstrap = ClusterBootstrap(["a", "a"], np.random.default_rng(0), draws=200)
+    assert bootstrap.estimates(ratio, sums) == (Estimate(0.75, None, None, 2),)
+    assert bootstrap.candidates(ratio, sums).simultaneous() == [(None, None)]
+
+
+def test_rates_of_few_requests_stay_within_one() -> None:
+    sums = np.array([[10.0, 10.0], [10.0, 10.0], [7.0, 10.0], [10.0, 10.0]])
+    (found,) = ClusterBootstrap(["a"] * 4, np.random.default_rng(0), draws=500).estimates(ratio, sums)
+    assert found.high is not None
+    assert found.high > 1
+    assert found.bounded(4).high == 1.0
+
+
+def test_one_candidate_gets_students_interval() -> None:
+    rng = np.random.default_rng(3)
+    values = np.exp(rng.normal(0, 0.01, size=12))  # so small a spread that logarithms are linear
+    sums = np.stack([values, np.ones(12)], axis=1)
+    ((low, high),) = ClusterBootstrap(["chat"] * 12, rng, draws=20_000).candidates(ratio, sums).simultaneous()
+    assert low is not None
+    assert high is not None
+    assert high - low == pytest.approx(2 * 2.201 * values.std(ddof=1) / np.sqrt(12), rel=0.05)  # t(11), 97.5%
+
+
+@pytest.mark.parametrize("count", [2, 12, 36])
+def test_the_best_of_many_that_do_not_pay_is_rarely_said_to_pay(count: int) -> None:
+    """The winner of `count` candidates without an effect: simultaneous bounds err as they say."""
+    rng = np.random.default_rng(5)
+    repeats, wrong, naive = 300, 0, 0
+    for _ in range(repeats):
+        family = drawn_candidates(rng, np.ones(count), 48)
+        best = int(np.argmax(family.values))
+        low = family.simultaneous()[best][0]
+        assert low is not None
+        wrong += low > 1
+        naive += np.quantile(family.replicates[:, best], 0.025) > 1
+    assert wrong / repeats <= 0.05  # nominal 2.5% on this side; 3 standard errors more
+    assert count < 10 or naive / repeats > 0.1
+
+
+def test_the_set_of_the_best_holds_the_best_one_and_leaves_out_the_worse() -> None:
+    rng = np.random.default_rng(6)
+    true = np.array([1.0, 1.3, 1.3, 1.28, 0.7])
+    repeats, missed, kept = 300, 0, 0
+    for _ in range(repeats):
+        inside = drawn_candidates(rng, true, 48).best_set()
+        missed += not (inside[1] and inside[2])
+        kept += bool(inside[4])
+    assert missed / repeats <= 0.05 + 0.04  # 95%, two that are best at once; 3 binomial standard errors
+    assert kept == 0
+    small = drawn_candidates(rng, true, 48).best_set(largest=False)
+    assert small.tolist() == [False, False, False, False, True]
+
+
+def test_candidates_join_into_one_wider_family() -> None:
+    rng = np.random.default_rng(8)
+    sums = np.column_stack([np.exp(rng.normal(0, 0.3, (30, 6))), np.ones(30)])
+    bootstrap = ClusterBootstrap(["a", "b"] * 15, rng, draws=500)
+    one = bootstrap.candidates(lambda s: means(s)[..., :1], sums)
+    rest = bootstrap.candidates(lambda s: means(s)[..., 1:], sums, "a")
+    family = Candidates.join([one, rest])
+    assert family.clusters.tolist() == [30] + [15] * 5
+    ((alone_low, alone_high),) = one.simultaneous()
+    low, high = family.simultaneous()[0]
+    assert None not in (alone_low, alone_high, low, high)
+    assert low < alone_low < alone_high < high
+
+
+def test_candidates_that_are_undefined_are_left_out() -> None:
+    sums = np.column_stack([np.array([1.0, 2.0, 3.0, 2.0]), np.zeros(4), np.full(4, 2.0)])
+    bootstrap = ClusterBootstrap(["a"] * 4, np.random.default_rng(0), draws=200)
+    family = bootstrap.candidates(lambda s: np.stack([s[..., 0] / s[..., 2], s[..., 1] / s[..., 1]], axis=-1), sums)
+    assert family.simultaneous()[1] == (None, None)
+    assert family.best_set().tolist() == [True, False]
