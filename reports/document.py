@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from calibration.errors import ReportError
-from reports.figures import Drawing
+from reports.figures.drawing import Drawing
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,12 @@ def table(
     return Table(
         caption, tuple(header), tuple(tuple(r) for r in rows), align, tuple(widths) or ("auto",) * len(header), **kw
     )
+
+
+def timestamp(created: str, where: str) -> datetime:
+    """Read when something was made, in UTC; `ReportError` where that is no date."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        raise ReportError(f"{where}: created must be an ISO 8601 time, got {created!r}") from None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

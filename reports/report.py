@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from analysis.findings import Findings
 from analysis.records import to_json
 from calibration.errors import ReportError
-from reports.document import Document
+from reports.document import Document, timestamp
 from reports.figures import Drawing, draw_all
 from reports.sections import compose
 
@@ -184,12 +184,3 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             Path(scratch).unlink()
         raise
-
-
-def timestamp(created: str, where: str) -> datetime:
-    """Read when something was made, in UTC; `ReportError` where that is no date."""
-    try:
-        moment = datetime.fromisoformat(created)
-    except ValueError:
-        raise ReportError(f"{where}: created must be an ISO 8601 time, got {created!r}") from None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

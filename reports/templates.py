@@ -9,11 +9,10 @@ from analysis.capacity import CapacityFindings
 from calibration.errors import ReportError
 from reports import answer
 from reports.collect import Answers
-from reports.document import Block, Bullets, Document, Figure, Paragraph, Section
+from reports.document import Block, Bullets, Document, Figure, Paragraph, Section, timestamp
 from reports.figures import Drawing
 from reports.guidelines import study_guidelines
 from reports.parts.part import Part
-from reports.report import timestamp
 from reports.sections import compose, study_sections
 from reports.sections.limits import limits
 from reports.text import breakable, count, listing, plain, short

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from analysis.fidelity.table import Fidelity, errors_of
-from reports.document import Document, Figure
+from reports.document import Document, Figure, timestamp
 from reports.figures.fidelity import draw_fidelity
 from reports.parts.fidelity import fidelity_answer
-from reports.report import Place, render, timestamp, write_files
+from reports.report import Place, render, write_files
 from reports.sections.fidelity import fidelity_sections
 from reports.text import listing, plain
 

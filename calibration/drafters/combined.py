@@ -16,7 +16,7 @@ from calibration.traces.manifest import DrafterInfo
 
 if TYPE_CHECKING:
     from calibration.drafters.fused import FusedDrafter
-    from calibration.drafters.kinds import AnyDrafter
+    from calibration.drafters.info import AnyDrafter
     from calibration.drafters.pairs import Before, Merged
     from calibration.drafters.protocol import Drafter
 
@@ -48,7 +48,7 @@ class NgramBeforeModel(DrafterSettings):
         first, second = _parts(self.first, self.second, verifier)
         if not first.info.deterministic:
             rule = "first must propose given tokens (prompt-lookup, suffix, retrieval, trigram, memory)"
-            raise CalibrationError(f"drafter '{self.label}': {rule}, got {self.first.kind}")
+            raise CalibrationError(f"drafter '{self.label}': {rule}, got {self.first.paradigm}")
         told = {**_told(first, second), "least_tokens": self.least_tokens}
         shape = second.info.model_dump(exclude={"name", "paradigm", "max_draft_tokens", "settings"})
         info = _info(self, self.max_draft_tokens, shape, told)

@@ -17,11 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.drafters.cut import submodel
-from calibration.drafters.dynamic_exit import DynamicExit, HitRates, Plan, make_plan
+from calibration.drafters.exit_plan import HitRates, Plan, Planning, make_plan
 from calibration.drafters.lanes import agreed
 from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, States, Tap
-from calibration.models import Verifier, describe
 from calibration.recording.lane import Lane, pad_left
 from calibration.recording.sampling import draw, entropy, processed, residual
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
@@ -32,12 +30,11 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class ExitDrafter:
-    """Drafts with one of `models`, the exits of a verifier of `layers` layers, chosen at every start."""
+    """Drafts with one of `models`, the exits of a verifier, chosen at every start as `planning` says."""
 
     info: DrafterInfo
-    settings: DynamicExit
+    planning: Planning
     models: tuple[Any, ...]
-    layers: int
     parts: tuple[Drafter, ...] = ()
     model: None = None
 
@@ -49,7 +46,7 @@ class ExitDrafter:
     @property
     def taps(self) -> tuple[Tap, ...]:
         """The outputs of the last layers of its exits."""
-        return tuple(layers - 1 for layers in self.settings.exits)
+        return tuple(layers - 1 for layers in self.planning.exits)
 
     def side(self, opening: Opening) -> Side:
         """Begin drafting for a batch."""
@@ -64,9 +61,9 @@ class ExitDrafter:
     def drafts(self, read: Read, depth: int, generator: torch.Generator) -> Drafts:
         """Give the drafts from every start: all starts of one exit are branches of one packed rollout."""
         plans = self.plans(read)
-        width = min(depth, self.settings.max_draft_tokens)
+        width = min(depth, self.planning.max_draft_tokens)
         found = _Found(len(plans), width)
-        for index, (layers, model) in enumerate(zip(self.settings.exits, self.models, strict=True)):
+        for index, (layers, model) in enumerate(zip(self.planning.exits, self.models, strict=True)):
             starts = np.flatnonzero([plan.exit == index and plan.tokens > 0 for plan in plans])
             if len(starts):
                 chosen = [plans[start] for start in starts.tolist()]
@@ -77,12 +74,12 @@ class ExitDrafter:
         """Give what every start t plans, from the shadow tokens of the prompt and of x_0 .. x_{t-1}."""
         text = torch.tensor([*read.prompt_ids, *read.output_ids])
         hits = self.hits(read.verifier, {tap: read.states[tap] for tap in self.taps}, text[1:])
-        rates = HitRates(len(self.models), self.settings.half_life)
+        rates = HitRates(len(self.models), self.planning.half_life)
         prompt = len(read.prompt_ids)
         rates.add(hits[: prompt - 1])
         plans = []
         for t in range(len(read.output_ids)):
-            plans.append(make_plan(self.settings, rates.rates, self.layers))
+            plans.append(make_plan(self.planning, rates.rates))
             rates.add(hits[prompt - 1 + t : prompt + t])
         return plans
 
@@ -98,20 +95,6 @@ class ExitDrafter:
             columns.append(torch.cat(parts) == tokens)
         right: NDArray[np.bool_] = torch.stack(columns, 1).numpy()
         return right
-
-
-def exit_drafter(settings: DynamicExit, verifier: Verifier) -> ExitDrafter:
-    """Make the drafter of `settings`; its info is that of the deepest exit."""
-    models = tuple(submodel(verifier.model, tuple(range(layers))) for layers in settings.exits)
-    told = settings.model_dump(mode="json", exclude={"name", "kind"})
-    info = DrafterInfo(
-        **describe(settings.label, models[-1]).model_dump(),
-        paradigm=settings.paradigm,
-        deterministic=False,
-        max_draft_tokens=settings.max_draft_tokens,
-        settings=told,
-    )
-    return ExitDrafter(info, settings, models, verifier.model.config.num_hidden_layers)
 
 
 class _Found:
@@ -206,15 +189,14 @@ class ExitSide:
     def __init__(self, drafter: ExitDrafter, opening: Opening) -> None:
         self._drafter, self._verifier, self._decoding = drafter, opening.verifier, opening.decoding
         self._lanes = [_ExitLane(model, opening) for model in drafter.models]
-        half_life = drafter.settings.half_life
+        half_life = drafter.planning.half_life
         self._rates = [HitRates(len(drafter.models), half_life) for _ in opening.prompts]
         texts = [[*prompt[1:], token] for prompt, token in zip(opening.prompts, opening.first, strict=True)]
         self._learn(texts, opening.states)
 
     def draft(self, gamma: int, generator: torch.Generator) -> Proposal:
         """Let the exit that each row has chosen draft up to `gamma` tokens, in lock step for all rows of an exit."""
-        settings, layers = self._drafter.settings, self._drafter.layers
-        plans = [make_plan(settings, rates.rates, layers) for rates in self._rates]
+        plans = [make_plan(self._drafter.planning, rates.rates) for rates in self._rates]
         parts = []
         for index, lane in enumerate(self._lanes):
             wanted = [min(plan.tokens, gamma) if plan.exit == index else 0 for plan in plans]

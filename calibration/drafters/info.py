@@ -59,6 +59,12 @@ class DrafterSettings(BaseModel):
         )
 
 
+if TYPE_CHECKING:
+    AnyDrafter = DrafterSettings
+    """A drafter inside another's settings. `calibration.drafters.kinds`, which knows all kinds, gives pydantic their
+    union under this name, so that no kind needs to import the others."""
+
+
 class TrainedSettings(DrafterSettings):
     """A trained drafter: the folder ``path`` that `calibration.drafters.folder.save_drafter` wrote."""
 

@@ -59,9 +59,9 @@ class NestedExits(DrafterSettings):
         from calibration.drafters.nested_lane import trained_exits, verifier_exits
 
         if self.path is not None:
-            return trained_exits(self, verifier, self.path)
+            return trained_exits(self, self.thresholds, verifier, self.path)
         layers = verifier.model.config.num_hidden_layers
         if self.exits is None or self.exits[-1] >= layers:
             got = None if self.exits is None else self.exits[-1]
             raise CalibrationError(f"drafter '{self.label}': exits must lie in [1, {layers - 1}], got {got}")
-        return verifier_exits(self, verifier, self.exits)
+        return verifier_exits(self, self.thresholds, verifier, self.exits)

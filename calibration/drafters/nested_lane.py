@@ -17,8 +17,8 @@ from calibration.distill.trainees import read_shape
 from calibration.drafters.cut import submodel
 from calibration.drafters.distilled import trained_info
 from calibration.drafters.folder import load_drafter
+from calibration.drafters.info import DrafterSettings
 from calibration.drafters.lanes import ModelDrafter
-from calibration.drafters.nested_exits import NestedExits
 from calibration.drafters.protocol import Drafter, Drafts, Opening, Read, Side, Tap
 from calibration.errors import CalibrationError
 from calibration.models import Verifier, describe
@@ -91,7 +91,9 @@ class NestedExitsDrafter:
         )
 
 
-def verifier_exits(settings: NestedExits, verifier: Verifier, exits: tuple[int, ...]) -> NestedExitsDrafter:
+def verifier_exits(
+    settings: DrafterSettings, thresholds: tuple[float, ...], verifier: Verifier, exits: tuple[int, ...]
+) -> NestedExitsDrafter:
     """Make the drafter of untrained exits: the verifier's own norm and head behind its own layers."""
     inner = submodel(verifier.model, tuple(range(exits[-1])))
     info = DrafterInfo(
@@ -100,21 +102,23 @@ def verifier_exits(settings: NestedExits, verifier: Verifier, exits: tuple[int, 
         deterministic=False,
         settings=settings.model_dump(mode="json", exclude={"kind", "name", "path"}),
     )
-    return NestedExitsDrafter(info, NestedModel(inner, exits[:-1], settings.thresholds))
+    return NestedExitsDrafter(info, NestedModel(inner, exits[:-1], thresholds))
 
 
-def trained_exits(settings: NestedExits, verifier: Verifier, path: str) -> NestedExitsDrafter:
+def trained_exits(
+    settings: DrafterSettings, thresholds: tuple[float, ...], verifier: Verifier, path: str
+) -> NestedExitsDrafter:
     """Load a student trained with exits; `CalibrationError` where thresholds and exits do not go together."""
     kept, tensors = load_drafter(path, KIND, verifier)
     shape = read_shape(path, kept)
     if shape.kind != "nested":
         raise CalibrationError(f"{path}: shape: must be of kind 'nested', got '{shape.kind}'")
-    if len(settings.thresholds) != len(shape.exits):
+    if len(thresholds) != len(shape.exits):
         rule = f"thresholds must be {len(shape.exits)}, one for each exit but the last"
-        raise CalibrationError(f"drafter '{settings.label}': {rule}, got {len(settings.thresholds)}")
+        raise CalibrationError(f"drafter '{settings.label}': {rule}, got {len(thresholds)}")
     inner = load_student(verifier, shape, tensors)
     info = trained_info(settings, inner, path)
-    return NestedExitsDrafter(info, NestedModel(inner, shape.exits, settings.thresholds))
+    return NestedExitsDrafter(info, NestedModel(inner, shape.exits, thresholds))
 
 
 @contextlib.contextmanager

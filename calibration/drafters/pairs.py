@@ -18,10 +18,9 @@ from torch import Tensor
 
 from calibration.drafters.given import packed_drafts, proposal
 from calibration.drafters.lanes import ModelDrafter
-from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, StartDrafter, Tap
+from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, StartDrafter, Tap, followed
 from calibration.errors import CalibrationError
 from calibration.proposers import Draft, draft_trees
-from calibration.recording.recorded_drafts import followed
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 
 

@@ -186,3 +186,17 @@ class StartDrafter(Drafter, Protocol):
     def drafts(self, read: Read, depth: int, generator: torch.Generator) -> Drafts:
         """Give the drafts from every start, up to `depth` tokens deep (less where the drafter itself stops)."""
         ...
+
+
+def followed(drafts: Drafts, output_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count, for every start, how many tokens deep the text follows the draft [T]."""
+    count, width = drafts.tokens.shape
+    text = np.concatenate([output_ids, np.full(width + 1, -2)])
+    rows = np.arange(count)
+    at, deep = np.full(count, -1), np.zeros(count, dtype=np.int64)
+    for node in range(width):
+        up = node - 1 if drafts.parents is None else drafts.parents[:, node]
+        hit = (up == at) & (drafts.tokens[:, node] == text[rows + deep])
+        at = np.where(hit, node, at)
+        deep += hit
+    return deep

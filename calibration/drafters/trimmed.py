@@ -20,7 +20,7 @@ from calibration.models import Verifier, describe
 from calibration.token_counts import counts_hash, most_frequent, token_counts
 
 if TYPE_CHECKING:
-    from calibration.drafters.kinds import AnyDrafter
+    from calibration.drafters.info import AnyDrafter
     from calibration.drafters.lanes import ModelDrafter
 
 

@@ -19,7 +19,7 @@ from calibration.errors import CalibrationError
 from calibration.models import Verifier
 
 if TYPE_CHECKING:
-    from calibration.drafters.kinds import AnyDrafter
+    from calibration.drafters.info import AnyDrafter
     from calibration.drafters.lanes import ModelDrafter
     from calibration.recording.lane import Window
 

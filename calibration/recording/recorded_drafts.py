@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.drafters.protocol import Drafts
+from calibration.drafters.protocol import Drafts, followed
 from calibration.recording.sampling import numpy_generator
 
 Columns = dict[str, list[Any]]
@@ -91,20 +91,6 @@ def node_depths(drafts: Drafts) -> IntArray:
     for node in range(width):
         depth[:, node] = np.where(real[:, node], depth[rows, drafts.parents[:, node]] + 1, 0)
     return depth[:, :width]
-
-
-def followed(drafts: Drafts, output_ids: IntArray) -> IntArray:
-    """Count, for every start, how many tokens deep the text follows the draft [T]."""
-    count, width = drafts.tokens.shape
-    text = np.concatenate([output_ids, np.full(width + 1, -2)])
-    rows = np.arange(count)
-    at, deep = np.full(count, -1), np.zeros(count, dtype=np.int64)
-    for node in range(width):
-        up = node - 1 if drafts.parents is None else drafts.parents[:, node]
-        hit = (up == at) & (drafts.tokens[:, node] == text[rows + deep])
-        at = np.where(hit, node, at)
-        deep += hit
-    return deep
 
 
 def leading_true(flags: NDArray[np.bool_]) -> IntArray:

@@ -17,7 +17,7 @@ from tiny import random_prompts, tiny_verifier
 
 import calibration.drafters.exits as exits_module
 from calibration.drafters import DynamicExit, build_drafter, submodel
-from calibration.drafters.dynamic_exit import HitRates, Plan, make_plan, tokens_per_layer
+from calibration.drafters.exit_plan import HitRates, Plan, Planning, make_plan, tokens_per_layer
 from calibration.errors import CalibrationError
 from calibration.recording.sampling import distribution
 
@@ -114,7 +114,7 @@ def test_greedy_rounds_are_those_of_the_replay(deep: Any, changes: dict[str, Any
     assert same_rounds(deep, build_drafter(settings(**changes), deep), tokens=40) > 20
 
 
-def eager(given: DynamicExit, rates: np.ndarray, layers: int) -> Plan:
+def eager(planning: Planning, rates: np.ndarray) -> Plan:
     """Always five tokens, of one of two exits, stopped where confidence is below a tenth."""
     return Plan(int(rates[0] < rates[1] + 0.1), 5, 0.1)
 
@@ -200,16 +200,16 @@ def test_plans_maximise_tokens_per_layer() -> None:
     for _ in range(200):
         rates = rng.random(3)
         given = settings(max_draft_tokens=int(rng.integers(1, 9)), min_draft_tokens=int(rng.integers(0, 2)))
-        plan = make_plan(given, rates, LAYERS)
+        plan = make_plan(given.planning(LAYERS), rates)
         assert (plan.exit, plan.tokens) == naive_plan(rates.tolist(), given, LAYERS)
         assert plan.threshold == pytest.approx(rates[plan.exit] ** plan.tokens)
 
 
 def test_certain_exits_draft_as_far_as_allowed_and_hopeless_ones_do_not() -> None:
-    assert make_plan(settings(), np.array([1.0, 1.0, 1.0]), LAYERS).tokens == 5
-    assert make_plan(settings(), np.array([1.0, 1.0, 1.0]), LAYERS).exit == 0
-    assert make_plan(settings(min_draft_tokens=0), np.zeros(3), LAYERS).tokens == 0
-    assert make_plan(settings(), np.zeros(3), LAYERS).tokens == 1
+    assert make_plan(settings().planning(LAYERS), np.array([1.0, 1.0, 1.0])).tokens == 5
+    assert make_plan(settings().planning(LAYERS), np.array([1.0, 1.0, 1.0])).exit == 0
+    assert make_plan(settings(min_draft_tokens=0).planning(LAYERS), np.zeros(3)).tokens == 0
+    assert make_plan(settings().planning(LAYERS), np.zeros(3)).tokens == 1
     value = tokens_per_layer(np.array([1.0]), (2,), LAYERS, 3)
     assert value.tolist() == [[1 / 9, 2 / 11, 3 / 13, 4 / 15]]
 
