@@ -1,4 +1,4 @@
-"""Self-speculation with a dynamic exit layer (DEL), as a kind of drafter; the method is `calibration.drafters.exit_plan`."""
+"""A dynamic exit layer (DEL) as a kind of drafter; `calibration.drafters.exit_plan` has the method."""
 
 from __future__ import annotations
 
