@@ -11,8 +11,9 @@
 * Log: ``Decode batch, #running-req: 4, ..., accept len: 2.36, accept rate: 0.19, ...``; accept len holds the bonus.
   accept rate is not used: its denominator has changed between versions.
 
-``speculative_num_steps`` is the longest chain that can be accepted; ``speculative_num_draft_tokens`` counts the nodes
-verified, the root among them, so a chain has one draft less.
+``speculative_num_draft_tokens`` counts the nodes verified, the root among them, so a chain has one draft less; a
+block drafter (DFLASH) makes all of them in one of ``speculative_num_steps``. Trees (``speculative_eagle_topk`` above
+1) are refused: their verification costs every node. ``bench_serving`` appends its results to the file; each is a run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from calibration.importers.aggregates import (
     synthesize,
 )
 from calibration.importers.origin import Origin, prompt_source
-from calibration.importers.reading import count, counts, read_objects, read_text
+from calibration.importers.reading import Object, count, counts, read_objects, read_text
 from calibration.importers.requests import Request, Source, requests_to_traces
 from calibration.importers.sglang_reports import Answer, RunMean, is_json, read_answer, read_log, read_run
 from calibration.observe.request_metrics import SpecMetrics
@@ -52,6 +53,7 @@ def import_sglang(
     *,
     lengths: Lengths | None = None,
     draft_tokens: int | None = None,
+    run: int | None = None,
     request_std_tokens: float = 0.0,
     origin: Origin | None = None,
     seed: int = 0,
@@ -63,7 +65,8 @@ def import_sglang(
     * Server info, a result of ``bench_serving``, or a log: made up, one geometric law with the stated mean.
 
     `lengths`: prompt and output tokens of every request, needed for server info and logs. `draft_tokens`: longest
-    chain of drafts; default: as the report says (``speculative_num_steps``, or the histograms' length).
+    chain of drafts; default: as the report says (its server arguments, or the histograms' length). `run`: which one,
+    from 1, where the file holds several results of ``bench_serving``.
     `request_std_tokens` as in `import_vllm_counters`; only where one law serves all requests.
 
     Raises `TraceError` with file, line, rule and value, and where something is missing that must be given.
@@ -73,13 +76,14 @@ def import_sglang(
     if draft_tokens is not None and draft_tokens < 1:
         raise TraceError(f"draft_tokens: must be >= 1, got {draft_tokens}")
     if not is_json(text):
+        if run is not None:
+            raise TraceError(f"{path}: is a log, so run must not be given")
         return _one_law(path, read_log(path, text), lengths, draft_tokens, request_std_tokens, origin, seed)
     objects = read_objects(report)
     answers = [found for place, one in objects if (found := read_answer(one, place)) is not None]
     if not answers:
-        place, whole = objects[0]
-        return _one_law(path, read_run(whole, place), lengths, draft_tokens, request_std_tokens, origin, seed)
-    for name, value in (("lengths", lengths), ("request_std_tokens", request_std_tokens or None)):
+        return _one_law(path, _which(path, objects, run), lengths, draft_tokens, request_std_tokens, origin, seed)
+    for name, value in (("lengths", lengths), ("request_std_tokens", request_std_tokens or None), ("run", run)):
         if value is not None:
             raise TraceError(f"{path}: holds requests of its own, so {name} must not be given")
     source = Source(path, origin.domain_of(path), len(answers), len(objects) - len(answers))
@@ -87,6 +91,20 @@ def import_sglang(
     if all(histograms):
         return _from_histograms(source, answers, [one or () for one in histograms], draft_tokens, origin, seed)
     return _from_means(source, answers, draft_tokens, origin, seed)
+
+
+def _which(path: Path, objects: Sequence[tuple[str, Object]], run: int | None) -> RunMean:
+    """Give the one run that the file holds, or that was asked for."""
+    if run is None and len(objects) > 1:
+        means = ", ".join(f"{read_run(whole, place).accept_length:g}" for place, whole in objects)
+        raise TraceError(
+            f"{path}: holds {len(objects)} runs with mean accepted lengths of {means}; say which (--run 1 to "
+            f"{len(objects)})"
+        )
+    if run is not None and not 1 <= run <= len(objects):
+        raise TraceError(f"{path}: run must lie in [1, {len(objects)}], got {run}")
+    place, whole = objects[(run or 1) - 1]
+    return read_run(whole, place)
 
 
 def _one_law(
@@ -99,6 +117,7 @@ def _one_law(
     seed: int,
 ) -> TraceSet:
     """Make up requests whose rounds all follow the geometric law of the run's mean."""
+    run.check_chain(str(path))
     longest, sizes = draft_tokens or run.longest, lengths or run.lengths
     if longest is None:
         raise TraceError(f"{path}: does not say how long drafts were; give draft_tokens (speculative_num_steps)")

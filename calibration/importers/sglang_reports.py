@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from calibration.errors import TraceError
 from calibration.importers.aggregates import Lengths, even_lengths
@@ -39,13 +40,30 @@ class RunMean:
 
     @property
     def longest(self) -> int | None:
-        """Give the longest chain of drafts that the server's arguments allow."""
-        for key, root in (("speculative_num_steps", 0), ("speculative_num_draft_tokens", 1)):
-            for one in self.arguments:
-                value = one.get(key)
-                if isinstance(value, int) and value > root:
-                    return value - root
-        return None
+        """Give the longest chain of drafts that the server's arguments allow; None where they do not tell.
+
+        Of a chain all tokens verified but the root are drafts, also where a block is drafted in one step (DFLASH).
+        """
+        nodes, steps = self._argument("speculative_num_draft_tokens"), self._argument("speculative_num_steps")
+        if nodes is not None and nodes > 1:
+            return nodes - 1
+        return steps if steps else None
+
+    def check_chain(self, place: str) -> None:
+        """Refuse trees: their verification costs all their nodes, and a mean length does not say how they branch."""
+        width, nodes = self._argument("speculative_eagle_topk"), self._argument("speculative_num_draft_tokens")
+        steps = self._argument("speculative_num_steps")
+        if width is not None and width > 1:
+            size = "" if nodes is None else f" of {nodes} nodes, the root included"
+            depth = "" if steps is None else f", {steps} deep"
+            raise TraceError(
+                f"{place}: drafts are trees{size}{depth} (speculative_eagle_topk = {width}), whose verification "
+                "costs every node; a mean accepted length can be imported for chains alone (speculative_eagle_topk = 1)"
+            )
+
+    def _argument(self, key: str) -> int | None:
+        found = (one.get(key) for one in self.arguments)
+        return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)
 
     def named(self, origin: Origin) -> Origin:
         """Give `origin` with the names in the server's arguments, where the user did not give them."""
@@ -55,6 +73,10 @@ class RunMean:
             if origin.paradigm == "unknown" and isinstance(algorithm, str):
                 origin = replace(origin, paradigm=algorithm.lower())
         return origin
+
+
+_IS = r"['\"]?\s*[=:]\s*"
+"""Between the name of an argument and its value: keyword arguments, a dict, JSON."""
 
 
 def is_json(text: str) -> bool:
@@ -151,10 +173,13 @@ def read_log(path: Path, text: str) -> RunMean:
         total += int(running[1])
     if total == 0:
         raise TraceError(f"{path}: no 'Decode batch' line holds 'accept len:'; is this a log with speculation on?")
-    arguments: Object = {
+    arguments: dict[str, Any] = {
         key: int(match[1])
-        for key in ("speculative_num_steps", "speculative_num_draft_tokens")
-        if (match := re.search(rf"{key}=(\d+)", text)) is not None
+        for key in ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+        if (match := re.search(rf"{key}{_IS}(\d+)", text)) is not None
     }
+    for key in ("model_path", "speculative_algorithm"):
+        if (match := re.search(rf"\b{key}{_IS}['\"]([^'\"]+)['\"]", text)) is not None:
+            arguments[key] = match[1]
     notes = ("accept len of log lines, weighted by running requests: rounds are not counted there",)
     return RunMean("sglang log", weighted / total, (arguments,), notes=notes)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calibration.errors import TraceError
 from calibration.importers.aggregates import AcceptanceLaw, Lengths, acceptance_law, even_lengths, geometric_law
-from calibration.observe.prometheus import by_position, counter_name, total
+from calibration.importers.origin import Origin
+from calibration.observe.prometheus import by_position, counter_name, label, total
 
 PREFIXES = ("vllm:", "llamacpp:")
 """Servers that expose the ``spec_decode_`` counters, by the prefix of their names."""
-_TRAFFIC = {"requests": "request_success", "prompt_tokens": "prompt_tokens", "output_tokens": "generation_tokens"}
+_TRAFFIC = {
+    "vllm:": {"requests": "request_success", "prompt_tokens": "prompt_tokens", "output_tokens": "generation_tokens"},
+    "llamacpp:": {"prompt_tokens": "prompt_tokens", "output_tokens": "tokens_predicted"},  # no requests
+}
+_BROKEN_OFF = ("abort", "error")
+"""Reasons with which a request ends early; its tokens stay in the sums."""
+
+MATERIAL_SHARE = 0.02
+"""Share of rounds without a draft from which on it must be known whose they are: it moves the tokens per round, and
+with them the advice, by up to as much. What a last round reaches past the end of its output stays below."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,8 @@ class SpecTotals:
     """Counts over a run; accepted tokens leave the bonus out. None: not reported.
 
     `drafts`: rounds that had a draft. `by_position[p]`: rounds whose draft position p + 1 was accepted.
-    `draft_tokens`: the configured draft length.
+    `draft_tokens`: the configured draft length. `broken_off`: requests that were aborted or failed, beside
+    `requests`; their tokens are in the sums.
     """
 
     place: str
@@ -31,9 +42,29 @@ class SpecTotals:
     requests: int | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    broken_off: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse counts that contradict each other."""
+        if self.accepted_tokens > self.drafted_tokens * (1 + 1e-9):
+            raise TraceError(
+                f"{self.place}: accepted tokens must be at most the {self.drafted_tokens:.0f} drafted, got "
+                f"{self.accepted_tokens:.0f}"
+            )
+
+    def known_from(self, requests: int | None, lengths: Lengths | None) -> SpecTotals:
+        """Give these totals with what was not counted taken from what the user says of the run."""
+        told = {"requests": requests}
+        if lengths is not None:
+            told = {
+                "requests": len(lengths) if requests is None else requests,
+                "prompt_tokens": sum(prompt for prompt, _ in lengths),
+                "output_tokens": sum(output for _, output in lengths),
+            }
+        return replace(self, **{name: value for name, value in told.items() if getattr(self, name) is None})
 
     def undrafted(self) -> float | None:
-        """Give the share of rounds without a draft; None where requests or output tokens were not counted.
+        """Give the share of rounds without a draft; None where requests or output tokens are not known.
 
         Every request has one token from prefill and every round 1 + accepted; what is left came from rounds that
         had no draft. Low by what the last rounds reached past the end of their outputs, at most a draft a request.
@@ -43,39 +74,83 @@ class SpecTotals:
         lone = max(self.output_tokens - self.requests - self.drafts - self.accepted_tokens, 0.0)
         return lone / (lone + self.drafts)
 
-    def law(self, looks_up: bool, draft_tokens: int | None = None) -> AcceptanceLaw:
+    def _check_outputs(self) -> None:
+        """Refuse outputs that are too short for the rounds counted; logs know their drafts to their rounding only."""
+        if self.requests is None or self.output_tokens is None:
+            return
+        least = self.requests + self.drafts + self.accepted_tokens
+        past = (self.requests + self.broken_off) * max(len(self.by_position or ()), self.drafted_tokens / self.drafts)
+        if self.output_tokens < least - past - 0.01 * self.output_tokens:
+            raise TraceError(
+                f"{self.place}: output tokens must be at least requests + drafts + accepted tokens ({least:.0f}), "
+                f"got {self.output_tokens}; are the counts and the lengths of the same run?"
+            )
+
+    def law(self, origin: Origin, draft_tokens: int | None = None) -> AcceptanceLaw:
         """Give the acceptance law; `draft_tokens`: the configured draft length, needed where positions are missing.
 
-        Only for a drafter that `looks_up` do short drafts and rounds without one belong to the drafter.
+        Only for a drafter that looks up do short drafts and rounds without one belong to the drafter. `TraceError`
+        where it matters whose they are and `origin` does not tell the paradigm, and where a lookup's rounds without a
+        draft cannot be known.
         """
         if self.drafts <= 0:
             raise TraceError(f"{self.place}: no draft was counted; was speculation on?")
         length = self.drafted_tokens / self.drafts
-        if self.by_position is None:
-            longest = draft_tokens or self.draft_tokens
-            if longest is None:
-                raise TraceError(
-                    f"{self.place}: acceptance by position is not reported; give the configured draft length"
-                )
-            return geometric_law(self.accepted_tokens / self.drafts, longest, self.place)
-        summed = sum(self.by_position)
-        if abs(summed - self.accepted_tokens) > 0.01 * self.accepted_tokens + len(self.by_position):
+        longest = len(self.by_position) if self.by_position is not None else draft_tokens or self.draft_tokens
+        if longest is None:
             raise TraceError(
-                f"{self.place}: accepted tokens by position must add up to the {self.accepted_tokens:.0f} accepted, "
-                f"got {summed:.0f}"
+                f"{self.place}: acceptance by position is not reported; give the configured draft length "
+                "(--draft-tokens)"
             )
-        rates = [accepted / self.drafts for accepted in self.by_position]
-        if not looks_up:
-            return acceptance_law(rates, self.place)
-        short = length < len(rates) - 1e-6
-        undrafted = self.undrafted() or 0.0
-        return acceptance_law(rates, self.place, undrafted=undrafted, drafted_tokens=length if short else None)
+        if length > longest + 1e-6:
+            raise TraceError(
+                f"{self.place}: drafts must have at most {longest} token(s) on average, got {length:.3f}"
+            )
+        if self.by_position is None:
+            law = geometric_law(self.accepted_tokens / self.drafts, longest, self.place)
+        else:
+            summed = sum(self.by_position)
+            if abs(summed - self.accepted_tokens) > 0.01 * self.accepted_tokens + len(self.by_position):
+                raise TraceError(
+                    f"{self.place}: accepted tokens by position must add up to the {self.accepted_tokens:.0f} "
+                    f"accepted, got {summed:.0f}"
+                )
+            law = acceptance_law([accepted / self.drafts for accepted in self.by_position], self.place)
+        short = length if origin.looks_up and length < longest - 1e-6 else None
+        undrafted = self._whose(origin, length / longest)
+        return acceptance_law(law.rates, self.place, undrafted=undrafted, drafted_tokens=short)
+
+    def _whose(self, origin: Origin, filled: float) -> float:
+        """Give the share of rounds without a draft that is the drafter's own; `filled`: drafted tokens over asked."""
+        share = self.undrafted()
+        if origin.looks_up or origin.paradigm == "unknown":
+            self._check_outputs()
+        if origin.looks_up:
+            if share is None:
+                raise TraceError(
+                    f"{self.place}: the rounds in which the lookup found nothing are not counted; give the number of "
+                    "requests and their tokens (--requests, or --lengths REQUESTS,PROMPT,OUTPUT), which tell them"
+                )
+            return share
+        if origin.paradigm == "unknown" and (max(share or 0.0, 1 - filled) > MATERIAL_SHARE):
+            what = (
+                f"{share:.1%} of rounds had no draft"
+                if (share or 0.0) > MATERIAL_SHARE
+                else (f"drafts had {filled:.1%} of their full length on average")
+            )
+            raise TraceError(
+                f"{self.place}: {what}; whose choice that was decides the advice: give --paradigm ngram (or "
+                "suffix ...) if the drafter found nothing there, --paradigm eagle3 (or draft_model, medusa, mtp ...) "
+                "if the engine switched drafting off, or the counts are not of the whole run"
+            )
+        return 0.0
 
     def lengths(self) -> Lengths:
         """Give the mean prompt and output length to every request; `TraceError` where they were not counted."""
         if self.requests is None or self.prompt_tokens is None or self.output_tokens is None:
-            missing = ", ".join(name for name in _TRAFFIC if getattr(self, name) is None)
-            raise TraceError(f"{self.place}: {missing}: not reported; give the lengths of the requests")
+            missing = [name for name in ("requests", "prompt_tokens", "output_tokens") if getattr(self, name) is None]
+            flag = "--requests" if missing == ["requests"] else "--lengths REQUESTS,PROMPT,OUTPUT"
+            raise TraceError(f"{self.place}: {', '.join(missing)}: not reported; give {flag}")
         return even_lengths(self.requests, self.prompt_tokens, self.output_tokens, self.place)
 
     def remarks(self, looks_up: bool) -> list[str]:
@@ -89,10 +164,13 @@ class SpecTotals:
                 "accepted"
             )
         share = self.undrafted()
-        if share is None and looks_up:
-            lines.append("rounds in which the lookup found nothing: not reported; taken as none")
-        elif share and not looks_up:
+        if share and not looks_up:
             lines.append(f"{share:.2%} of rounds had no draft, by the engine's choice: left out")
+        if self.broken_off:
+            lines.append(
+                f"{self.broken_off} requests were aborted or failed: not among the {self.requests} requests, but "
+                "their tokens are in the sums and cannot be told apart"
+            )
         return lines
 
 
@@ -112,10 +190,17 @@ def totals_of(counters: Mapping[str, float], place: str) -> SpecTotals:
     def spec(name: str) -> float:
         return total(counters, f"{prefix}spec_decode_num_{name}_total") or 0.0
 
+    broken_off = sum(
+        value
+        for key, value in counters.items()
+        if counter_name(key) == f"{prefix}request_success_total" and label(key, "finished_reason") in _BROKEN_OFF
+    )
     traffic = {
         key: None if (found := total(counters, f"{prefix}{name}_total")) is None else round(found)
-        for key, name in _TRAFFIC.items()
+        for key, name in _TRAFFIC[prefix].items()
     }
+    if traffic.get("requests") is not None:
+        traffic["requests"] = round((traffic["requests"] or 0) - broken_off)
     positions = by_position(counters, f"{prefix}spec_decode_num_accepted_tokens_per_pos_total")
     return SpecTotals(
         place,
@@ -124,4 +209,5 @@ def totals_of(counters: Mapping[str, float], place: str) -> SpecTotals:
         spec("accepted_tokens"),
         None if positions is None else tuple(positions),
         **traffic,
+        broken_off=round(broken_off),
     )

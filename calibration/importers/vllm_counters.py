@@ -48,6 +48,7 @@ def import_vllm_counters(
     *,
     before: str | os.PathLike[str] | None = None,
     lengths: Lengths | None = None,
+    requests: int | None = None,
     draft_tokens: int | None = None,
     request_std_tokens: float = 0.0,
     origin: Origin | None = None,
@@ -57,7 +58,8 @@ def import_vllm_counters(
 
     `after`, `before`: the text of ``/metrics`` when the run ended and began (None: the server began with it).
     `lengths`: prompt and output tokens of every request; default: as many requests as the counters saw finish, each
-    with the mean lengths. `draft_tokens`: the configured draft length, needed where acceptance by position is not
+    with the mean lengths. `requests`: how many there were, where the counters do not say (llama.cpp's do not).
+    `draft_tokens`: the configured draft length, needed where acceptance by position is not
     exposed. `request_std_tokens`: standard deviation between requests of their mean accepted length, which counters
     do not tell (see `spread_laws`); 0: all alike. `seed`: of the draws.
 
@@ -77,6 +79,7 @@ def import_vllm_counters(
         path,
         "vllm prometheus counters (made up from aggregates)",
         lengths=lengths,
+        requests=requests,
         draft_tokens=draft_tokens,
         request_std_tokens=request_std_tokens,
         origin=origin or Origin(),
@@ -103,7 +106,7 @@ def import_vllm_log(
     Raises `TraceError` with file and line for a line that does not keep its form.
     """
     path, text = read_text(log)
-    totals = _log_totals(path, text, draft_tokens)
+    totals, notes = _log_totals(path, text, draft_tokens)
     return totals_to_traces(
         totals,
         path,
@@ -113,6 +116,7 @@ def import_vllm_log(
         request_std_tokens=request_std_tokens,
         origin=origin or Origin(),
         seed=seed,
+        notes=notes,
     )
 
 
@@ -126,11 +130,17 @@ def totals_to_traces(
     request_std_tokens: float,
     origin: Origin,
     seed: int,
+    requests: int | None = None,
     unknown: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> TraceSet:
-    """Give the TraceSet made up from `totals`; `path` is the file that it imports."""
-    law = totals.law(origin.looks_up, draft_tokens)
+    """Give the TraceSet made up from `totals`; `path` is the file that it imports.
+
+    What was not counted is taken from `lengths` and `requests`: with the output tokens they tell the rounds without a
+    draft.
+    """
+    totals = totals.known_from(requests, lengths)
+    law = totals.law(origin, draft_tokens)
     sizes = totals.lengths() if lengths is None else lengths
     rng = np.random.default_rng(seed)
     untold = [spread_note(request_std_tokens), *unknown]
@@ -161,31 +171,63 @@ def _counters(file: str | os.PathLike[str]) -> tuple[Path, dict[str, float]]:
         raise TraceError(f"{path}: {fault}") from None
 
 
-def _log_totals(path: Path, text: str, draft_tokens: int | None) -> SpecTotals:
-    new, old = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
+def _log_totals(path: Path, text: str, draft_tokens: int | None) -> tuple[SpecTotals, list[str]]:
+    """Pool the lines of a log; also give notes of what was left out."""
+    lines, notes = _whole_lines(text)
+    new, old, idle = [], [], 0
+    for number, line in lines:
         place = f"{path}:{number}"
         if _NEW in line:
-            new.append(_new_line(line.split(_NEW, 1)[1], place, draft_tokens))
+            told = line.split(_NEW, 1)[1]
+            if _number(told, r"Drafted: (\d+) tokens", place) == 0:
+                idle += 1  # an interval without a draft: its rates are nan
+            else:
+                new.append(_new_line(told, place, draft_tokens))
         elif _OLD in line:
             old.append(_old_line(line.split(_OLD, 1)[1], place))
     if not new and not old:
-        raise TraceError(f"{path}: no line holds '{_NEW}' or '{_OLD}'; is this a log of vLLM with speculation on?")
+        missing = "only lines without a draft" if idle else f"no line holds '{_NEW}' or '{_OLD}'"
+        raise TraceError(f"{path}: {missing}; is this a log of vLLM with speculation on?")
+    if idle:
+        notes.append(f"{idle} line(s) of intervals in which nothing was drafted: they add nothing")
     if not new:
-        return old[-1]
+        return old[-1], notes
     longest = max(len(one.by_position or ()) for one in new)
     positions = np.zeros(longest)
     for one in new:
         positions[: len(one.by_position or ())] += one.by_position or ()
     if longest and any(one.by_position is None for one in new):
         raise TraceError(f"{path}: either all lines must hold 'Per-position acceptance rate' or none")
-    return SpecTotals(
+    totals = SpecTotals(
         str(path),
         sum(one.drafts for one in new),
         sum(one.drafted_tokens for one in new),
         sum(one.accepted_tokens for one in new),
         tuple(positions.tolist()) if longest else None,
     )
+    return totals, notes
+
+
+def _whole_lines(text: str) -> tuple[list[tuple[int, str]], list[str]]:
+    """Give the numbered lines that speak of speculation; the last line of a log that was cut off is left out.
+
+    A last line without its line break is whole only if it has the form of the one before: the same words, and numbers
+    with as many decimals.
+    """
+    told = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if _NEW in line or _OLD in line]
+    if not told or text.endswith(("\n", "\r")) or told[-1][0] != len(text.splitlines()):
+        return told, []
+    number, last = told[-1]
+    forms = {_form(line) for _, line in told[:-1]}
+    if not forms or _form(last) in forms:
+        return told, []
+    return told[:-1], [f"line {number}, the last one, is not finished: left out"]
+
+
+def _form(line: str) -> str:
+    """The words of a line, every digit behind a point as 0, whole numbers as one 0."""
+    spoken = line[max(line.find(_NEW), line.find(_OLD)) :].replace("nan", "0.0")
+    return re.sub(r"\d+(\.\d+)?", lambda found: re.sub(r"\d", "0", "0" + (found[1] or "")), spoken)
 
 
 def _new_line(text: str, place: str, draft_tokens: int | None) -> SpecTotals:
@@ -200,8 +242,19 @@ def _new_line(text: str, place: str, draft_tokens: int | None) -> SpecTotals:
             raise TraceError(f"{place}: 'Per-position acceptance rate' is missing; give the configured draft length")
         return SpecTotals(place, drafted / draft_tokens, drafted, accepted)
     rates = [float(rate) for rate in re.findall(r"\d+\.\d+", found[1])]
+    mean = re.search(r"Mean acceptance length: (\d+\.\d+)", text)
+    if mean is not None and abs(float(mean[1]) - 1 - sum(rates)) > 0.005 + 0.0006 * len(rates):  # both are rounded
+        raise TraceError(
+            f"{place}: 'Mean acceptance length' must be 1 + the rates by position ({1 + sum(rates):.3f}), got "
+            f"{mean[1]}; was the line cut off?"
+        )
     # Rates are accepted / drafts, rounded: their sum is more exact than the mean length in the line (two decimals).
-    drafts = accepted / sum(rates) if sum(rates) > 0 else drafted / max(len(rates), 1)
+    full = drafted / max(len(rates), 1)
+    drafts = accepted / sum(rates) if sum(rates) > 0 else full
+    if abs(drafts / full - 1) <= 0.0006 * len(rates) / max(
+        sum(rates), 0.0006
+    ):  # as rounding allows: all drafts are full
+        drafts = full
     return SpecTotals(place, drafts, drafted, accepted, tuple(rate * drafts for rate in rates))
 
 

@@ -78,13 +78,14 @@ def by_position(counters: Mapping[str, float], name: str) -> list[float] | None:
     """Give counter `name` by its label ``position``, from 0, summed over other labels; None where not exposed."""
     found: dict[int, float] = {}
     for key, value in counters.items():
-        position = _label(key, "position")
+        position = label(key, "position")
         if counter_name(key) == name and position is not None and position.isdigit():
             found[int(position)] = found.get(int(position), 0.0) + value
     return [found.get(at, 0.0) for at in range(max(found) + 1)] if found else None
 
 
-def _label(key: str, name: str) -> str | None:
+def label(key: str, name: str) -> str | None:
+    """Give the value of label `name` in a key of `parse_counters`; None where it has none."""
     for part in key[key.find("{") + 1 : -1].split(","):
         label, _, value = part.partition("=")
         if label == name:

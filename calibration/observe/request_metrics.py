@@ -128,7 +128,8 @@ def read_speculation(event: Mapping[str, Any]) -> Speculation | None:
     """Read the speculation that one event of a stream reports, in the form of the server that sent it.
 
     vLLM: see `read_spec_metrics`. SGLang: ``sglext.spec_tokens_details``, which ``return_spec_tokens_details`` asks
-    for. llama.cpp: ``timings`` with ``draft_n`` and ``draft_n_accepted``, without the number of rounds.
+    for. llama.cpp: ``timings`` with ``draft_n`` and ``draft_n_accepted``, without the number of rounds; it leaves
+    both out where nothing was drafted, so that ``timings`` without them (known by ``predicted_n``) mean 0.
     """
     found = read_spec_metrics(event) if "metrics" in event else None
     if found is not None:
@@ -140,6 +141,8 @@ def read_speculation(event: Mapping[str, Any]) -> Speculation | None:
     timings = _inner(event, "timings")
     if timings is not None and timings.get("draft_n") is not None:
         return Speculation(_count(timings, "draft_n"), _count(timings, "draft_n_accepted"))
+    if timings is not None and timings.get("predicted_n") is not None:
+        return Speculation(0, 0, 0)
     return None
 
 

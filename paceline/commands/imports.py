@@ -49,7 +49,7 @@ _COSTS = _options(
 _ORIGIN = _options(
     click.option("--verifier", default="unknown", help="Name of the verifier, where the report has none."),
     click.option("--drafter", default="drafter", show_default=True, help="What the TraceSet calls the drafter."),
-    click.option("--paradigm", default="unknown", help="How it drafts: ngram, suffix, eagle3, draft_model ..."),
+    click.option("--paradigm", default="unknown", help="How it drafts: ngram, suffix, eagle3, draft_model, mtp ..."),
     click.option("--domain", help="Domain of all requests; default: the file's name."),
     click.option("--temperature", type=click.FloatRange(0), help="Of the run; 0 is greedy."),
     click.option("--device", default="unknown", help="What it ran on."),
@@ -116,14 +116,17 @@ def vllm_requests(files: tuple[str, ...], out: str, seed: int, **options: Any) -
 @click.argument("after", type=_FILE)
 @_OUT
 @click.option("--before", type=_FILE, help="The same page, read before the run.")
+@click.option("--requests", type=click.IntRange(1), help="Their number, where it is not counted (llama.cpp).")
 @_AGGREGATE
 @_ORIGIN
-def vllm_counters(after: str, out: str, before: str | None, seed: int, **options: Any) -> None:
-    """Import the text of vLLM's /metrics, read AFTER a run: rates by position, from which run lengths are made up."""
+def vllm_counters(after: str, out: str, before: str | None, requests: int | None, seed: int, **options: Any) -> None:
+    """Import the text of the /metrics of vLLM or llama.cpp, read AFTER a run: rates by position, from which run
+    lengths are synthesised."""
     from calibration.importers import import_vllm_counters
 
     aggregate, origin = _aggregate(options), _origin(options)
-    _write(import_vllm_counters(after, before=before, origin=origin, seed=seed, **aggregate), out)
+    imported = import_vllm_counters(after, before=before, requests=requests, origin=origin, seed=seed, **aggregate)
+    _write(imported, out)
 
 
 @import_.command("vllm-log")
@@ -166,14 +169,15 @@ def aiperf(export: str, out: str, server_metrics: str | None, rates: str | None,
 @import_.command("sglang")
 @click.argument("report", type=_FILE)
 @_OUT
+@click.option("--run", type=click.IntRange(1), help="Which one, where a benchmark appended several to the file.")
 @_AGGREGATE
 @_ORIGIN
-def sglang(report: str, out: str, seed: int, **options: Any) -> None:
+def sglang(report: str, out: str, run: int | None, seed: int, **options: Any) -> None:
     """Import an SGLang REPORT: answers, server info, benchmark output or log with accept lengths."""
     from calibration.importers import import_sglang
 
     aggregate, origin = _aggregate(options), _origin(options)
-    _write(import_sglang(report, origin=origin, seed=seed, **aggregate), out)
+    _write(import_sglang(report, run=run, origin=origin, seed=seed, **aggregate), out)
 
 
 @import_.command("measured-run")

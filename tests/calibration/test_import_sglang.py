@@ -177,6 +177,57 @@ def test_log(tmp_path: Path) -> None:
     assert again.positions.equals(traces.positions)
 
 
+def test_the_arguments_of_a_log_as_text_as_a_dict_and_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    first, rest = LOG.split("\n", 1)
+    for arguments in (
+        "{'model_path': 'm', 'speculative_algorithm': 'EAGLE3', 'speculative_num_steps': 3, "
+        "'speculative_eagle_topk': 1, 'speculative_num_draft_tokens': 4}",
+        '{"model_path": "m", "speculative_algorithm": "EAGLE3", "speculative_num_draft_tokens": 4}',
+    ):
+        path.write_text(f"[2026-08-19 00:01:00] server_args={arguments}\n{rest}", encoding="utf-8")
+        manifest = import_sglang(path, lengths=[(30, 500)]).manifest
+        assert manifest.drafters[0].max_draft_tokens == 3
+        assert (manifest.verifier.name, manifest.drafters[0].paradigm) == ("m", "eagle3")
+
+
+def test_a_block_drafter_drafts_a_block_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    arguments = "speculative_algorithm='DFLASH', speculative_num_steps=1, speculative_eagle_topk=1, "
+    text = LOG.replace("speculative_num_steps=3, ", arguments).replace("draft_tokens=4", "draft_tokens=6")
+    path.write_text(text, encoding="utf-8")
+    traces = import_sglang(path, lengths=[(30, 500)] * 40)
+    assert traces.manifest.drafters[0].max_draft_tokens == 5
+    measured, error = mean(traces, 5)
+    assert abs(measured - 2.5) < error
+
+
+def test_trees_are_not_taken_for_chains(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    path.write_text(LOG.replace("steps=3", "steps=5, speculative_eagle_topk=8").replace("tokens=4", "tokens=64"))
+    with pytest.raises(
+        TraceError, match=r"trees of 64 nodes, the root included, 5 deep \(speculative_eagle_topk = 8\)"
+    ):
+        import_sglang(path, lengths=[(30, 500)])
+    info = {"accept_length": 3.0, "server_info": {"speculative_num_steps": 4, "speculative_eagle_topk": 4}}
+    with pytest.raises(TraceError, match=r"trees, 4 deep"):
+        import_sglang(write(tmp_path, info), lengths=[(30, 500)])
+
+
+def test_of_several_benchmarks_in_one_file_one_must_be_chosen(tmp_path: Path) -> None:
+    sizes = {"completed": 20, "total_input_tokens": 2000, "total_output_tokens": 9000}
+    path = write(tmp_path, *({**sizes, "accept_length": length} for length in (2.25, 1.75, 3.5)))
+    with pytest.raises(
+        TraceError, match=r"3 runs with mean accepted lengths of 2.25, 1.75, 3.5; say which \(--run 1 to 3\)"
+    ):
+        import_sglang(path, draft_tokens=3)
+    with pytest.raises(TraceError, match=r"run must lie in \[1, 3\], got 4"):
+        import_sglang(path, draft_tokens=3, run=4)
+    for run, wanted in ((1, 2.25), (2, 1.75), (3, 3.5)):
+        measured, error = mean(import_sglang(path, draft_tokens=3, run=run, origin=EAGLE), 3)
+        assert abs(measured - wanted) < error
+
+
 def test_faults(tmp_path: Path) -> None:
     wrong: list[tuple[Any, str, dict[str, Any]]] = [
         ({"internal_states": [{}]}, "avg_spec_accept_length or accept_length must be there", {}),

@@ -153,6 +153,93 @@ def test_llama_cpp_counts_with_a_prefix_of_its_own(tmp_path: Path) -> None:
     assert "0.8000, 0.5000, 0.2000" in manifest.notes[1]
 
 
+def test_llama_cpp_counts_output_tokens_by_another_name(tmp_path: Path) -> None:
+    """120 prompt and 5,000 output tokens; 2,000 drafts of 2, 2,600 accepted; requests are not counted."""
+    lines = [
+        f"# TYPE llamacpp:{name} counter\nllamacpp:{name} {value}"
+        for name, value in (
+            ("prompt_tokens_total", 120),
+            ("tokens_predicted_total", 5000),
+            ("spec_decode_num_drafts_total", 2000),
+            ("spec_decode_num_draft_tokens_total", 4000),
+            ("spec_decode_num_accepted_tokens_total", 2600),
+        )
+    ]
+    path = write(tmp_path, "\n".join(lines) + "\n")
+    with pytest.raises(TraceError, match="requests: not reported; give --requests$"):
+        import_vllm_counters(path, draft_tokens=2, origin=EAGLE)
+    with pytest.raises(TraceError, match="rounds in which the lookup found nothing are not counted; .*--requests"):
+        import_vllm_counters(path, draft_tokens=2, origin=NGRAM)
+    traces = import_vllm_counters(path, draft_tokens=2, requests=10, origin=NGRAM)
+    assert traces.sequences["output_tokens"].to_pylist() == [500] * 10
+    assert traces.sequences["prompt_tokens"].to_pylist() == [12] * 10
+    assert "16.32% of rounds had no draft" in traces.manifest.notes[1]  # (5000 - 10 - 2000 - 2600) / (390 + 2000)
+
+
+def test_whose_rounds_without_a_draft_are_must_be_said(tmp_path: Path) -> None:
+    """The counters do not tell a lookup that found nothing from an engine that switched drafting off."""
+    path = write(tmp_path, metrics(8000, 8000 * 4, [5000.0, 3500.0, 2500.0, 2000.0], requests=100, output=60000))
+    with pytest.raises(TraceError, match=r"82.9% of rounds had no draft; .*--paradigm ngram .*--paradigm eagle3"):
+        import_vllm_counters(path)
+    short = write(tmp_path, metrics(8000, 8000 * 3.6, [5000.0, 3500.0, 2500.0, 2000.0], requests=100, output=21100))
+    with pytest.raises(TraceError, match=r"drafts had 90.0% of their full length on average; .*--paradigm ngram"):
+        import_vllm_counters(short)
+    # 150 rounds of 8,150, less than what the last rounds reach past their ends: said nowhere, asked of nobody.
+    few = write(tmp_path, metrics(8000, 8000 * 4, [5000.0, 3500.0, 2500.0, 2000.0], requests=100, output=21250))
+    assert import_vllm_counters(few).manifest.drafters[0].paradigm == "unknown"
+
+
+def test_aborted_requests_are_told_apart(tmp_path: Path) -> None:
+    text = metrics(2000, 6000, [1300, 950, 700], requests=8, prompt=83, output=5000)
+    line = next(one for one in text.splitlines() if 'finished_reason="stop"' in one)
+    text += "".join(
+        line.replace('"stop"', f'"{why}"').rsplit(" ", 1)[0] + f" {n}\n" for why, n in (("abort", 3), ("error", 2))
+    )
+    traces = import_vllm_counters(write(tmp_path, text), origin=EAGLE)
+    assert traces.sequences.num_rows == 8
+    assert any(
+        note.startswith("5 requests were aborted or failed: not among the 8") for note in traces.manifest.notes
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_counted_rounds_of_a_lookup_come_back(tmp_path: Path, seed: int) -> None:
+    """Rounds are played, counted as vLLM counts them, imported and replayed: share and tokens per round return."""
+    rng = np.random.default_rng(seed)
+    longest, none, rate = int(rng.integers(1, 7)), rng.uniform(0.05, 0.95), rng.uniform(0.2, 0.95)
+    drafts = tokens = lone = 0
+    accepted_by = np.zeros(longest)
+    requests, output = 60, 400
+    for _ in range(requests):
+        left = output - 1
+        while left > 0:
+            accepted = 0 if rng.random() < none else -1
+            if accepted:
+                accepted = min(int((np.cumprod(rng.random(longest) < rate)).sum()), left - 1)
+                drafts, accepted_by[:accepted] = drafts + 1, accepted_by[:accepted] + 1
+            else:
+                lone += 1
+            left, tokens = left - 1 - accepted, tokens + 1 + accepted
+    page = metrics(drafts, drafts * longest, accepted_by.tolist(), requests=requests, output=requests * output)
+    log = NEWEST.format(
+        mean=1 + accepted_by.sum() / drafts,
+        accepted=int(accepted_by.sum()),
+        drafted=drafts * longest,
+        rates=", ".join(f"{one / drafts:.3f}" for one in accepted_by),
+        percent=100 * accepted_by.sum() / drafts / longest,
+    )
+    for traces in (
+        import_vllm_counters(write(tmp_path, page), origin=NGRAM),
+        import_vllm_log(write(tmp_path, log + "\n", "server.log"), lengths=[(5, output)] * requests, origin=NGRAM),
+    ):
+        rounds = [one for one in walk(traces, longest) if one.whole]
+        assert near(np.mean([one.drafted == 0 for one in rounds]), lone / (lone + drafts), len(rounds))
+        committed = np.array([1 + one.accepted for one in rounds])
+        assert (
+            abs(committed.mean() - tokens / (lone + drafts)) < 4 * committed.std() / math.sqrt(len(committed)) + 0.01
+        )
+
+
 def mixed(laws: list[AcceptanceLaw], lengths: list[tuple[int, int]]) -> np.ndarray:
     """Pool laws by the rounds that requests need on average."""
     rounds = np.array([(output - 1) / law.tokens_per_round for (_, output), law in zip(lengths, laws, strict=True)])
@@ -277,6 +364,38 @@ def test_a_line_as_posted(tmp_path: Path) -> None:
     assert rates_in(traces) == [0.921, 0.828, 0.674]
 
 
+def test_a_log_that_was_cut_off_and_intervals_without_a_draft(tmp_path: Path) -> None:
+    whole = [logged(NEWEST, 279, [257, 231, 188]), logged(NEWEST, 1277, [600, 410, 333])]
+    idle = NEWEST.format(mean=math.nan, accepted=0, drafted=0, rates="nan, nan, nan", percent=math.nan)
+    lengths = [(20, 300)] * 40
+
+    def read(text: str) -> TraceSet:
+        return import_vllm_log(write(tmp_path, text, "server.log"), lengths=lengths, origin=EAGLE)
+
+    wanted = read("\n".join(whole) + "\n")
+    nothing = read("\n".join([idle, *whole, idle]) + "\n")
+    assert nothing.positions.equals(wanted.positions)
+    assert "2 line(s) of intervals in which nothing was drafted: they add nothing" in nothing.manifest.notes
+    for kept in (150, 250, len(whole[0]) - 30, len(whole[0]) - 3, len(whole[0]) - 1):
+        cut = read("\n".join([*whole, whole[0][:kept]]))
+        assert cut.positions.equals(wanted.positions)
+        assert "line 3, the last one, is not finished: left out" in cut.manifest.notes
+    assert read("\n".join(whole)).positions.equals(wanted.positions)  # a whole line without its line break
+    with pytest.raises(TraceError, match="only lines without a draft"):
+        read(idle + "\n")
+
+
+def test_lengths_tell_the_rounds_without_a_draft(tmp_path: Path) -> None:
+    """900 drafts of 2 with 900 accepted, 50 requests, 5,000 tokens: 3,150 rounds of 4,050 had no draft."""
+    path = write(tmp_path, logged(NEWEST, 900, [600, 300]) + "\n", "server.log")
+    traces = import_vllm_log(path, lengths=[(20, 100)] * 50, origin=NGRAM)
+    assert "77.78% of rounds had no draft" in traces.manifest.notes[1]
+    rounds = [one for one in walk(traces, 2) if one.whole]
+    assert near(np.mean([one.drafted == 0 for one in rounds]), 3150 / 4050, len(rounds))
+    with pytest.raises(TraceError, match="77.8% of rounds had no draft"):
+        import_vllm_log(path, lengths=[(20, 100)] * 50)
+
+
 def test_lines_without_positions_are_taken_as_geometric(tmp_path: Path) -> None:
     path = write(tmp_path, logged(EARLIEST, 1000, [700, 500, 300]), "server.log")
     with pytest.raises(TraceError, match=r"server.log:1: .* is missing; give the configured"):
@@ -303,6 +422,13 @@ def test_faults(tmp_path: Path) -> None:
         (metrics(2000, 6000, [1300, 950, 700]), "requests, prompt_tokens, output_tokens: not reported", {}),
         (metrics(0, 0, [0, 0]), "no draft was counted", {"lengths": [(5, 5)]}),
         (metrics(10, 30, [12, 5, 1]), "position 1 must lie in", {"lengths": [(5, 5)]}),
+        (metrics(100, 120, [60, 50, 40]), "accepted tokens must be at most the 120 drafted, got 150", {}),
+        (metrics(100, 500, [60, 50, 40]), r"at most 3 token\(s\) on average, got 5.000", {"lengths": [(5, 500)]}),
+        (
+            metrics(100, 300, [60, 50, 40]),
+            r"at least requests \+ drafts \+ accepted tokens \(251\), got 90",
+            {"lengths": [(5, 90)]},
+        ),
         (metrics(100, 300, [40, 60, 1]), "position 2 must be at most that of position 1", {"lengths": [(5, 5)]}),
         (good.replace("tokens_total{" + LABELS + "} 2950", "tokens_total{" + LABELS + "} 3950"), "must add up", {}),
         (good.replace("per_pos", "by_depth"), "acceptance by position is not reported; give the configured", {}),
@@ -318,7 +444,14 @@ def test_faults(tmp_path: Path) -> None:
     assert len(rates_in(import_vllm_counters(bare, draft_tokens=4, origin=EAGLE))) == 4
     for text, message in (
         ("INFO nothing here", "no line holds 'SpecDecoding metrics:'"),
-        (NEWEST.replace("Accepted:", "Took:"), "server.log:1: 'Accepted: NUMBER' must be in the line"),
+        (
+            logged(NEWEST, 9, [5, 1]).replace("Accepted:", "Took:"),
+            "server.log:1: 'Accepted: NUMBER' must be in the line",
+        ),
+        (
+            logged(NEWEST, 279, [257, 231, 188]).split("74, Avg")[0],
+            "server.log:1: 'Mean acceptance length' must be 1 .* was the line cut off",
+        ),
         (
             V0.replace("speculative tokens: 3", "speculative tokens: 0"),
             "server.log:1: 'Number of speculative tokens'",

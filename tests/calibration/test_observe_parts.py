@@ -228,7 +228,8 @@ class TestSpeculation:
         details = {"spec_verify_ct": 4, "spec_num_proposed_drafts": 12, "spec_num_correct_drafts": 7}
         assert read_speculation({"sglext": {"spec_tokens_details": details}}) == Speculation(12, 7, 4)
         assert read_speculation({"timings": {"draft_n": 12, "draft_n_accepted": 7}}) == Speculation(12, 7)
-        assert read_speculation({"timings": {"predicted_n": 12}}) is None
+        assert read_speculation({"timings": {"predicted_n": 12}}) == Speculation(0, 0, 0)  # left out where it is 0
+        assert read_speculation({"timings": {"prompt_ms": 12.0}}) is None
 
 
 def whole(obj):
