@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from calibration.traces import TraceSet
 from reports.inputs import Inputs
 from reports.parts.part import Part
 from reports.questions import QUESTIONS, Reply, Step, TraceQuestion
+from simulator.results.result import RunResult
 from simulator.scenario import Scenario
 
 T = TypeVar("T")
@@ -101,6 +104,62 @@ def collect(inputs: Inputs, options: Options, progress: Progress | None = None) 
     first = next(iter(studies.values()), None)
     dates = [inputs.created, *(str(getattr(one.findings, "created", "")) for one in answered)]
     return Answers(max(dates), first, tuple(answered), tuple(unanswered))
+
+
+def answers_of(given: Sequence[object], created: str | None, progress: Step) -> Answers:
+    """Give the answers that findings from Python already are; the first study of a TraceSet leads.
+
+    Several of one kind are told apart by their number. Raises `ReportError` for what is no findings.
+    """
+    studies = [one for one in given if isinstance(one, Findings)]
+    first = studies[0] if studies else None
+    kinds = [_part_of(one) for one in given if one is not first]
+    answered, seen = [], dict[str, int]()
+    for number, (one, (key, make)) in enumerate(zip((f for f in given if f is not first), kinds, strict=True)):
+        progress(number, len(given))
+        seen[key] = seen.get(key, 0) + 1
+        again = f"{key}-{seen[key]}"
+        part = _of(make(), again) if seen[key] > 1 else make()
+        answered.append(Answered(again if seen[key] > 1 else key, part, None if isinstance(one, RunResult) else one))
+    dates = [getattr(getattr(one, "provenance", one), "created", "") for one in given]
+    dates += [one.summary["provenance"]["traces_created"] for one in given if isinstance(one, RunResult)]
+    youngest = max((str(date) for date in dates if date), default="")
+    moment = created or youngest or datetime.now(UTC).isoformat(timespec="seconds")
+    return Answers(moment, first, tuple(answered), ())
+
+
+def _part_of(findings: object) -> tuple[str, Callable[[], Part]]:
+    """Give the key of a question and what makes its part; `ReportError` for what is no findings."""
+    from analysis.capacity.findings import CapacityFindings
+    from analysis.fidelity.table import Fidelity
+    from analysis.knowledge.findings import KnowledgeFindings
+    from analysis.laws.law import LawFindings
+    from analysis.routing.findings import RoutingFindings
+    from analysis.size.findings import SizeFindings
+    from analysis.tokens.study import TokenFindings
+    from analysis.tuning.findings import TuneFindings
+    from reports.parts import capacity, cascade, fidelity, knowledge, laws, routing, runs, size, study, tokens, tuning
+
+    parts: list[tuple[type[Any], str, Callable[[Any], Part]]] = [
+        (Findings, "study", lambda one: study.study_part(one, "another")),
+        (SizeFindings, "size", size.size_part),
+        (LawFindings, "laws", laws.laws_part),
+        (TokenFindings, "tokens", tokens.tokens_part),
+        (KnowledgeFindings, "knowledge", knowledge.knowledge_part),
+        (RoutingFindings, "routing", routing.routing_part),
+        (CascadeFindings, "cascade", cascade.cascade_part),
+        (TuneFindings, "tuning", tuning.tuning_part),
+        (CapacityFindings, "capacity", capacity.capacity_part),
+        (Fidelity, "fidelity", fidelity.fidelity_part),
+        (RunResult, "run", lambda one: runs.run_part(one, one.scenario.name)),
+    ]
+    for kind, key, make in parts:
+        if isinstance(findings, kind):
+            return key, partial(make, findings)
+    known = ", ".join(kind.__name__ for kind, _, _ in parts)
+    raise ReportError(
+        f"write_report: findings must be one of {known}, or a list of them, got {type(findings).__name__}"
+    )
 
 
 class _Heard:

@@ -46,20 +46,39 @@ class Place:
 
 
 def write_report(
-    findings: Findings,
+    findings: object,
     out_pdf: str | os.PathLike[str],
     *,
+    created: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the report of `findings` to `out_pdf`; give its path.
 
-    Beside it go ``findings.json`` and ``figures/<name>.svg`` with the data of each as ``figures/<name>.csv``. Each
-    file appears whole or not at all. The PDF is tagged (PDF/UA-1) and archival (PDF/A-2a), and dated by the traces:
-    the same findings give the same bytes. `progress` is called with (steps done, steps in all). Raises `ReportError`
-    for a figure or document that cannot be made.
+    `findings` are those of any question, a `RunResult`, or a list of several: the study of a TraceSet first, if there
+    is one, then a part for each in their order. `created` (ISO 8601): when what they rest on was made; default: the
+    youngest date among them, or now where none is dated.
+
+    Beside the PDF go the findings as JSON and ``figures/<name>.svg`` with the data of each as ``figures/<name>.csv``.
+    Each file appears whole or not at all. The PDF is tagged (PDF/UA-1) and archival (PDF/A-2a); the same findings of
+    the same date give the same bytes. `progress` is called with (steps done, steps in all). Raises `ReportError` for
+    what is no findings, and for a figure or document that cannot be made.
     """
     target = Path(out_pdf)
     report = progress or (lambda done, total: None)
+    given = list(findings) if isinstance(findings, list | tuple) else [findings]
+    if len(given) == 1 and isinstance(given[0], Findings):
+        return _write_study(given[0], target, report)
+    from reports.collect import answers_of
+
+    answers = answers_of(given, created, lambda done, total: report(done, total + 1))
+    place = Place(target, target.parent / "figures", target.parent)
+    _write_answers(answers, ["findings given from Python"], answers.created, place, "study")
+    report(len(given) + 1, len(given) + 1)
+    return target
+
+
+def _write_study(findings: Findings, target: Path, report: Callable[[int, int], None]) -> Path:
+    """Write the report of one study of a TraceSet alone."""
     steps = 2
 
     def drawn(done: int, total: int) -> None:
@@ -85,10 +104,13 @@ def write_answers(
     part is written as SVG and its data as CSV, whatever the template shows of them, and the findings of every
     question as JSON.
     """
+    return _write_answers(answers, names, created, Place.of(out), template)
+
+
+def _write_answers(answers: Answers, names: Sequence[str], created: str, place: Place, template: str) -> Path:
     from reports.templates import documents
 
     drawings = draw_all(answers.study) if answers.study is not None else {}
-    place = Place.of(out)
     moment = timestamp(created, "report")
     for document, most in documents(template, answers, drawings, names, created):
         pdf = render(document, moment)

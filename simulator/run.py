@@ -12,6 +12,7 @@ import simpy
 from calibration.errors import ExtrapolationWarning, ScenarioError
 from calibration.traces import Manifest, TraceSet, bundled
 from calibration.version import paceline_version
+from simulator.keys.fleet_settings import OracleShortest
 from simulator.keys.workload_settings import block_tokens
 from simulator.loading import name_faults
 from simulator.placement.make import placement_provenance
@@ -26,6 +27,7 @@ from simulator.routing.drafter_make import drafter_names, is_drawn, routing_summ
 from simulator.scenario import Scenario, TraceSource
 from simulator.serving.assemble import Station, make_fleet, members, stations
 from simulator.serving.fleet import Fleet
+from simulator.stopping import OraclePolicy
 from simulator.workload import Source, make_source
 
 Progress = Callable[[int, int], None]
@@ -76,10 +78,25 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
         "costs": prices.describe(),
         "provenance": _provenance(scenario, traces.manifest, sequences, replay, prices)
         | _workload_provenance(scenario, source)
-        | placement_provenance(places[0].scenario.placement),
+        | placement_provenance(places[0].scenario.placement)
+        | _oracles(places),
     }
     _warn(extrapolated, iterations.num_rows)
     return RunResult(scenario, summary, requests, iterations)
+
+
+def _oracles(places: list[Station]) -> dict[str, str]:
+    """Say what knows the future, if anything does: such results bound what an engine can do."""
+    chosen = [place.scenario for place in places]
+    routings = [one.routing.drafter for one in chosen if one.routing is not None]
+    routings = [one.routing.drafter for one in chosen if one.routing is not None]
+    rules = {rule.policy for rule in routings if rule is not None}
+    known = {"stopping policy"} if any(isinstance(place.policy, OraclePolicy) for place in places) else set()
+    known |= {"routing to drafters"} if any(rule.startswith("oracle") for rule in rules) else set()
+    known |= {"batching"} if any(isinstance(one.batching, OracleShortest) for one in chosen) else set()
+    if not known:
+        return {}
+    return {"oracle": f"{' and '.join(sorted(known))}: knows the future; a bound, not what an engine can do"}
 
 
 def _joules(traces: TraceSet, places: list[Station], iterations: pa.Table) -> dict[str, Any]:
@@ -163,14 +180,6 @@ def _warn(extrapolated: int, iterations: int) -> None:
         )
 
 
-_COSTS = {
-    "fitted": "fitted to recorded timings",
-    "observed": "fitted to steps of an engine",
-    "roofline": "roofline with efficiencies fitted to public tables",
-}
-"""What prices of a kind rest on."""
-
-
 def _provenance(
     scenario: Scenario, manifest: Manifest, sequences: SequenceTable, replay: Replay | None, prices: Prices
 ) -> dict[str, Any]:
@@ -180,7 +189,7 @@ def _provenance(
         exactness = "exact in distribution (sampled)" if is_drawn(replay) else "exact (recorded run lengths)"
     return {
         "results": "simulated",
-        "costs": _COSTS.get(prices.verify.describe().get("kind", ""), "stated linear constants"),
+        "costs": prices.verify.rests_on,
         "acceptance": manifest.kind
         if manifest.import_format is None
         else f"{manifest.kind}: {manifest.import_format}",

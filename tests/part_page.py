@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 from reports.document import Bullets, Document, Section
 from reports.parts.part import Part
-from reports.report import render
+from reports.report import render, write_report
 
 
 def set_part(part: Part) -> bytes:
@@ -30,3 +31,13 @@ def set_part(part: Part) -> bytes:
         ),
     )
     return render(document, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def written_from_python(findings: object, folder: Path) -> str:
+    """Write the report of `findings` as from Python, and read the PDF back as text without breaks."""
+    from pypdf import PdfReader
+
+    path = write_report(findings, folder / "mine.pdf", created="2026-01-02")
+    assert list(folder.glob("*.json"))
+    assert list((folder / "figures").glob("*.svg"))
+    return " ".join("".join(page.extract_text() for page in PdfReader(path).pages).split())

@@ -22,6 +22,7 @@ from analysis.fidelity.public.specdecode_bench import PUBLISHED
 from analysis.grid import EXTRAPOLATED_SHARE
 from calibration.errors import CostError, ExtrapolationWarning, ReplayError
 from calibration.traces import TraceSet
+from calibration.traces.paradigms import paradigm_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -66,7 +67,7 @@ def cheap_prices(traces: TraceSet, drafters: Sequence[str], share: float = CHEAP
     verifier = PUBLISHED.verifier.model_dump()
     step = {key: value * share if isinstance(value, float) else value for key, value in verifier.items()}
     lookup = PUBLISHED.drafters["ngram"].model_dump()
-    free = {d.name for d in traces.manifest.drafters if d.paradigm == "prompt-lookup"}
+    free = {d.name for d in traces.manifest.drafters if paradigm_of(d.paradigm).looks_up}
     text = f"assumed: a draft step costs {share:g} of a verify step; verify steps as published for 8B on an H100"
     return Priced(
         Price("cheap", "assumed", text),

@@ -20,6 +20,7 @@ from analysis.routing.served import Ints, Priced, RequestTable, Server, cheap_pr
 from analysis.threads import one_thread
 from calibration.errors import ReplayError, did_you_mean
 from calibration.traces import TraceSet
+from calibration.traces.paradigms import paradigm_of
 
 Progress = Callable[[int, int], None]
 Phases = tuple[tuple[str, ...], tuple[str, ...]]
@@ -208,7 +209,9 @@ def _merging(traces: TraceSet, server: Server, table: RequestTable, priced: Pric
     if traces.manifest.decoding.mode != "greedy":
         return {}
     found = {MERGED: server}
-    lookups = [d.name for d in traces.manifest.drafters if d.paradigm == "prompt-lookup" and d.name in table.drafters]
+    lookups = [
+        d.name for d in traces.manifest.drafters if paradigm_of(d.paradigm).looks_up and d.name in table.drafters
+    ]
     models = [name for name in table.drafters if name not in lookups]
     if lookups and models and len(table.drafters) > 2:
         total = dict(zip(table.drafters, table.seconds.sum(axis=0).tolist(), strict=True))

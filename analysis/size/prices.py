@@ -67,6 +67,11 @@ class Share:
         """Whether the whole step lies outside of what was measured."""
         return self.whole.outside(batch, new_tokens, context_tokens)
 
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return f"assumed share of a step: {self.whole.rests_on}"
+
     def describe(self) -> dict[str, Any]:
         """Give the share and what it is of."""
         return {"kind": "share", "share": self.share, "of": self.whole.describe()}

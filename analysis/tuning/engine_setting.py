@@ -9,21 +9,8 @@ from typing import Any
 from analysis.tuning.findings import Scored
 from calibration.errors import ExportError
 from calibration.traces.manifest import DrafterInfo
+from calibration.traces.paradigms import EAGLE, EAGLE3, MEDUSA, MODEL, paradigm_of
 
-LOOKUP, EAGLE, EAGLE3, MODEL, MEDUSA, SUFFIX = "n-gram lookup", "EAGLE", "EAGLE-3", "draft model", "Medusa", "suffix"
-FAMILIES: dict[str, str] = {
-    "prompt-lookup": LOOKUP,
-    "ngram": LOOKUP,
-    "eagle": EAGLE,
-    "eagle3": EAGLE3,
-    "standalone": MODEL,
-    "distilled": MODEL,
-    "draft_model": MODEL,
-    "draft-model": MODEL,
-    "medusa": MEDUSA,
-    "suffix": SUFFIX,
-}
-"""What engines call the paradigms of a TraceSet. Early exits, skipped layers, windows ... have no engine here."""
 WITH_MODEL = (EAGLE, EAGLE3, MODEL, MEDUSA)
 
 
@@ -66,7 +53,7 @@ class Setting:
         if len(self.drafters) != 1:
             raise ExportError(f"{engine} serves one drafter at a time, not {len(self.drafters)}")
         (info,) = self.drafters
-        found = FAMILIES.get(info.paradigm)
+        found = paradigm_of(info.paradigm).family
         if found not in known:
             raise ExportError(
                 f"{engine} has no drafter of paradigm '{info.paradigm}' ('{info.name}'); it has {', '.join(known)}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from analysis.tuning import export_sglang, export_tensorrt_llm, export_vllm
-from analysis.tuning.engine_setting import FAMILIES, WITH_MODEL, Setting, Words, setting_of
+from analysis.tuning.engine_setting import WITH_MODEL, Setting, Words, setting_of
 from analysis.tuning.findings import Export, Scored, TuneFindings
 from calibration.errors import ExportError, ScenarioError, did_you_mean
 from calibration.traces.manifest import DrafterInfo
+from calibration.traces.paradigms import paradigm_of
 
 Exporter = Callable[[Setting], Words]
 _EXPORTERS: dict[str, tuple[Exporter, Mapping[str, str], str]] = {
@@ -22,7 +23,7 @@ ENGINES = tuple(_EXPORTERS)
 def parse_models(texts: Sequence[str], drafters: Sequence[DrafterInfo]) -> dict[str, str]:
     """Give the places of weights by drafter from ``NAME=PATH``; ``PATH`` alone is for the only one that needs it."""
     names = [info.name for info in drafters]
-    needing = [info.name for info in drafters if FAMILIES.get(info.paradigm) in WITH_MODEL]
+    needing = [info.name for info in drafters if paradigm_of(info.paradigm).family in WITH_MODEL]
     found: dict[str, str] = {}
     for text in texts:
         name, equals, path = text.partition("=")
@@ -47,7 +48,7 @@ def check_exports(engines: Sequence[str], drafters: Sequence[DrafterInfo], model
         if engine not in _EXPORTERS:
             raise ScenarioError(f"--export: no such engine, got '{engine}'{did_you_mean(engine, ENGINES)}")
         known = _EXPORTERS[engine][1]
-        able = [info for info in drafters if FAMILIES.get(info.paradigm) in known]
+        able = [info for info in drafters if paradigm_of(info.paradigm).family in known]
         if not able:
             have = ", ".join(dict.fromkeys(info.paradigm for info in drafters))
             faults.append(f"--export {engine}: has words for {', '.join(known)} drafters only, got {have}")
@@ -55,7 +56,7 @@ def check_exports(engines: Sequence[str], drafters: Sequence[DrafterInfo], model
             f"--export {engine}: needs the place of the weights of '{info.name}': --drafter-model {info.name}=PATH "
             "(or leave the drafter out with --drafters)"
             for info in able
-            if FAMILIES[info.paradigm] in WITH_MODEL and info.name not in models
+            if paradigm_of(info.paradigm).family in WITH_MODEL and info.name not in models
         ]
     if faults:
         raise ScenarioError("\n".join(faults))

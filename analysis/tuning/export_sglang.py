@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from analysis.tuning.engine_schemas import SglangAdaptiveConfig, SglangArguments
-from analysis.tuning.engine_setting import EAGLE, EAGLE3, LOOKUP, MODEL, Setting, Words
+from analysis.tuning.engine_setting import Setting, Words
 from calibration.errors import ExportError
+from calibration.traces.paradigms import EAGLE, EAGLE3, LOOKUP, MODEL
 
 SOURCE = (
     "python/sglang/srt/server_args.py; docs/advanced_features/speculative_decoding.md at 067ad4d; "

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from analysis.tuning.engine_schemas import VllmSpeculativeConfig
-from analysis.tuning.engine_setting import EAGLE, EAGLE3, LOOKUP, MEDUSA, MODEL, SUFFIX, Setting, Words
+from analysis.tuning.engine_setting import Setting, Words
+from calibration.traces.paradigms import EAGLE, EAGLE3, LOOKUP, MEDUSA, MODEL, SUFFIX
 
 SOURCE = "vllm/config/speculative.py at 002e77c; docs/features/speculative_decoding/dynamic_speculative_decoding.md"
 METHODS = {

@@ -10,12 +10,8 @@ from pathlib import Path
 
 from calibration.traces import DecodingInfo, DeviceInfo, DrafterInfo, Manifest, ModelInfo, PromptSource
 from calibration.traces.manifest import CostConstants
+from calibration.traces.paradigms import paradigm_of
 from calibration.version import paceline_version
-
-LOOKUPS = ("prompt-lookup", "ngram", "suffix", "retrieval", "trigram", "memory")
-"""Paradigms that find drafts in text: they propose given tokens, at times none, and not always as many as asked."""
-TOKENS_ALONE = ("standalone", "draft_model", "draft-model")
-"""Paradigms whose next drafted token depends on the tokens before it and on nothing else, when drafting greedily."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,8 @@ class Origin:
     """What the user says about a run whose report does not tell it.
 
     `paradigm`: how the drafter drafts, in the field's word or the engine's name of the method (``ngram``, ``suffix``,
-    ``eagle3``, ``draft_model`` ...); the lookups of `LOOKUPS` may propose less than asked, the others always propose.
+    ``eagle3``, ``draft_model`` ...), see `calibration.traces.paradigms`; lookups may propose less than asked, the
+    others always propose.
     `domain`: of all requests; default: the name of each file. `temperature`: 0 is greedy; None: not known.
     """
 
@@ -39,12 +36,13 @@ class Origin:
     @property
     def looks_up(self) -> bool:
         """Say whether the drafter finds its drafts in text."""
-        return self.paradigm in LOOKUPS
+        return paradigm_of(self.paradigm).looks_up
 
     @property
     def sees_tokens_alone(self) -> bool:
         """Say whether match bits determine the run lengths of the drafter."""
-        return self.paradigm in TOKENS_ALONE
+        facts = paradigm_of(self.paradigm)
+        return facts.tokens_alone and not facts.looks_up
 
     def domain_of(self, path: Path) -> str:
         """Give the domain of the requests of `path`."""

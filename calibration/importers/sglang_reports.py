@@ -58,7 +58,7 @@ class RunMean:
             depth = "" if steps is None else f", {steps} deep"
             raise TraceError(
                 f"{place}: drafts are trees{size}{depth} (speculative_eagle_topk = {width}), whose verification "
-                "costs every node; a mean accepted length can be imported for chains alone (speculative_eagle_topk = 1)"
+                "costs every node; a mean length tells enough of chains alone (speculative_eagle_topk = 1)"
             )
 
     def _argument(self, key: str) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from calibration.errors import TraceError
 from calibration.importers.aggregates import AcceptanceLaw, Lengths, acceptance_law, even_lengths, geometric_law
 from calibration.importers.origin import Origin
 from calibration.observe.prometheus import by_position, counter_name, label, total
+from calibration.traces.paradigms import paradigm_of
 
 PREFIXES = ("vllm:", "llamacpp:")
 """Servers that expose the ``spec_decode_`` counters, by the prefix of their names."""
@@ -61,7 +63,8 @@ class SpecTotals:
                 "prompt_tokens": sum(prompt for prompt, _ in lengths),
                 "output_tokens": sum(output for _, output in lengths),
             }
-        return replace(self, **{name: value for name, value in told.items() if getattr(self, name) is None})
+        missing: dict[str, Any] = {name: value for name, value in told.items() if getattr(self, name) is None}
+        return replace(self, **missing)
 
     def undrafted(self) -> float | None:
         """Give the share of rounds without a draft; None where requests or output tokens are not known.
@@ -123,7 +126,8 @@ class SpecTotals:
     def _whose(self, origin: Origin, filled: float) -> float:
         """Give the share of rounds without a draft that is the drafter's own; `filled`: drafted tokens over asked."""
         share = self.undrafted()
-        if origin.looks_up or origin.paradigm == "unknown":
+        told = paradigm_of(origin.paradigm).known
+        if origin.looks_up or not told:
             self._check_outputs()
         if origin.looks_up:
             if share is None:
@@ -132,7 +136,7 @@ class SpecTotals:
                     "requests and their tokens (--requests, or --lengths REQUESTS,PROMPT,OUTPUT), which tell them"
                 )
             return share
-        if origin.paradigm == "unknown" and (max(share or 0.0, 1 - filled) > MATERIAL_SHARE):
+        if not told and (max(share or 0.0, 1 - filled) > MATERIAL_SHARE):
             what = (
                 f"{share:.1%} of rounds had no draft"
                 if (share or 0.0) > MATERIAL_SHARE

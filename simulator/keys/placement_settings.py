@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ class SerialPlacement(Section):
     GenAI's prompt lookup).
     """
 
+    replay: ClassVar[str] = "as recorded"
     kind: Literal["serial"] = "serial"
     pad_drafts: bool = False
 
@@ -24,6 +25,7 @@ class SerialPlacement(Section):
 class OverlappedPlacement(Section):
     """PEARL: the drafter drafts on its own device while the verifier verifies what was drafted before."""
 
+    replay: ClassVar[str] = "replay as in serial placement, for drafters that see tokens alone"
     kind: Literal["overlapped"]
 
 
@@ -33,6 +35,10 @@ class AsynchronousPlacement(Section):
     The policy's draft length bounds what is drafted during one verification.
     """
 
+    replay: ClassVar[str] = (
+        "replay as in serial placement, for drafters that see tokens alone; approximation: all slots "
+        "share passes and draft steps"
+    )
     kind: Literal["asynchronous"]
 
 
@@ -44,6 +50,10 @@ class ManyServersPlacement(Section):
     belongs in `costs.usd_per_hour`.
     """
 
+    replay: ClassVar[str] = (
+        "replay as in serial placement, for drafters that see tokens alone; approximation: a batch sees "
+        "tokens at the end of a common round"
+    )
     kind: Literal["many_servers"]
     servers: Count | None = None
 
@@ -56,6 +66,7 @@ class RemotePlacement(Section):
     also needs the drafter's probabilities, up to 2 * vocabulary - and 4 bytes back for every token emitted.
     """
 
+    replay: ClassVar[str] = "replay as in serial placement; approximation: drafts of a batch travel together"
     kind: Literal["remote"]
     round_trip_s: Seconds
     bandwidth_gb_s: Positive | None = None
@@ -70,6 +81,9 @@ class LayerParallelPlacement(Section):
     published alignment drops are at most 0.07.
     """
 
+    replay: ClassVar[str] = (
+        "approximation: recorded acceptance thinned, draft steps proportional to layers run in turn"
+    )
     kind: Literal["layer_parallel"]
     group: Count
     layers: Count | None = None

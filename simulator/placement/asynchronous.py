@@ -12,7 +12,7 @@ from simulator.placement.window import compare
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
 from simulator.serving.round import Played, Round
-from simulator.stopping import StoppingPolicy
+from simulator.stopping import StoppingPolicy, ask
 
 _ROUNDING = 1e-9
 """Of a draft step: less than this missing, it is complete."""
@@ -48,8 +48,9 @@ class Asynchronous:
 
     def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
+        future = np.minimum(replay.run_length.take(round_.cursor), left)  # beyond the output a recording may go on
         prices, slots, active = round_.prices, round_.slots, round_.active
-        most, pending = policy.draft_tokens(round_), self._pending[slots]
+        most, pending = ask(policy, round_, future), self._pending[slots]
         context = int(round_.context.sum())
         tokens = active + int(pending.sum())
         verify_s, outside = prices.verify_s(active, tokens, context)
@@ -59,7 +60,7 @@ class Asynchronous:
         void = self._rolled[slots] & (self._phase > 0)
         steps = self._advance(verify_s + prices.overhead_s, step_s, int((most + void).max()))
         drafted = np.minimum(np.maximum(steps - void, 0), most)
-        end = compare(pending, drafted, round_.future_run_length, left)
+        end = compare(pending, drafted, future, left)
         self._pending[slots], self._rolled[slots] = end.pending, ~end.on
         draft_s = steps * step_s
         extra = {"drafted_ahead": float(drafted.sum())}

@@ -33,6 +33,11 @@ class GroupedStep:
         """Whether the whole step lies outside of what was measured."""
         return self.whole.outside(batch, new_tokens, context_tokens)
 
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return f"{self.whole.rests_on}, divided over groups of layers"
+
     def describe(self) -> dict[str, Any]:
         """Give what the whole step is made of, and how it is divided."""
         grouping = {"layers": self._layers, "layer_group": self._group, "sync_s": self._sync_s}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, assert_never
 
 from calibration.errors import ScenarioError
 from calibration.traces import DrafterInfo
@@ -18,16 +18,6 @@ from simulator.placement.thinning import ThinnedRuns
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
 from simulator.stopping import StoppingPolicy
-
-_EXACTNESS = {
-    "overlapped": "replay as in serial placement, for drafters that see tokens alone",
-    "asynchronous": "replay as in serial placement, for drafters that see tokens alone; approximation: all slots "
-    "share passes and draft steps",
-    "many_servers": "replay as in serial placement, for drafters that see tokens alone; approximation: a batch sees "
-    "tokens at the end of a common round",
-    "remote": "replay as in serial placement; approximation: drafts of a batch travel together",
-    "layer_parallel": "approximation: recorded acceptance thinned, draft steps proportional to layers run in turn",
-}
 
 
 def make_placement(
@@ -58,7 +48,9 @@ def make_placement(
         case settings.LayerParallelPlacement():
             assert isinstance(prices.draft, DraftPerStep)
             return LayerParallel(prices.draft)
-    return Serial(chosen.pad_drafts)
+        case settings.SerialPlacement(pad_drafts=padded):
+            return Serial(padded)
+    assert_never(chosen)
 
 
 def _check(chosen: settings.Placement, policy: StoppingPolicy, replay: Replay) -> None:
@@ -114,5 +106,5 @@ def placement_provenance(chosen: settings.Placement | None) -> dict[str, Any]:
     """Say how a placement was simulated; nothing for serial ones."""
     if chosen is None or chosen.kind == "serial":
         return {}
-    told = {"placement": f"{chosen.kind}: {_EXACTNESS[chosen.kind]}"}
+    told = {"placement": f"{chosen.kind}: {chosen.replay}"}
     return told | ({"replay": "approximation: recorded acceptance, thinned"} if acceptance_drop(chosen) else {})

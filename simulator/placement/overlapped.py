@@ -8,7 +8,7 @@ from simulator.arrays import IntArray
 from simulator.placement.window import compare
 from simulator.playback.replay import Replay
 from simulator.serving.round import Played, Round
-from simulator.stopping import StoppingPolicy
+from simulator.stopping import StoppingPolicy, ask
 
 
 class Overlapped:
@@ -40,15 +40,16 @@ class Overlapped:
 
     def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
+        future = np.minimum(replay.run_length.take(round_.cursor), left)  # beyond the output a recording may go on
         prices, slots = round_.prices, round_.slots
-        drafted, pending = policy.draft_tokens(round_), self._pending[slots]
+        drafted, pending = ask(policy, round_, future), self._pending[slots]
         tokens = round_.active + int(pending.sum())
         verify_s, outside = prices.verify_s(round_.active, tokens, int(round_.context.sum()))
         draft_s, beyond = 0.0, False
         if prices.draft is not None:
             draft_s, beyond = prices.draft.seconds(drafted, round_.context + pending, verify_s)
         prices.extrapolated_iterations += outside or beyond
-        end = compare(pending, drafted, round_.future_run_length, left)
+        end = compare(pending, drafted, future, left)
         self._pending[slots] = end.pending
         extra = {"drafted_ahead": float(drafted.sum())}
         seconds = max(draft_s, verify_s)

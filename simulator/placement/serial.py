@@ -7,7 +7,7 @@ import numpy as np
 from simulator.arrays import IntArray
 from simulator.playback.replay import Replay
 from simulator.serving.round import Played, Round
-from simulator.stopping import StoppingPolicy
+from simulator.stopping import StoppingPolicy, ask
 from simulator.trees.trees import Tree
 
 
@@ -35,11 +35,12 @@ class Serial:
         """Play one round."""
         if policy.tree is not None:
             return _play_tree(round_, left, policy.tree, replay)
-        asked, ahead = policy.draft_tokens(round_), policy.drafts_ahead
+        future = np.minimum(replay.run_length.take(round_.cursor), left)  # beyond the output a recording may go on
+        asked, ahead = ask(policy, round_, future), policy.drafts_ahead
         runs = policy.always_drafts or bool(asked.any())
         proposals = None if replay.proposal_length is None else replay.proposal_length.take(round_.cursor)
         drafted = asked if proposals is None else np.minimum(asked, proposals)
-        accepted = np.minimum(round_.future_run_length, drafted)
+        accepted = np.minimum(future, drafted)
         emitted = np.minimum(accepted + 1, left)
         shapes = replay.shapes
         places = None if shapes is None else replay.positions(round_.cursor)

@@ -10,7 +10,7 @@ from simulator.arrays import FloatArray, IntArray
 from simulator.placement.dsi import servers_needed
 from simulator.playback.replay import Replay
 from simulator.serving.round import Played, Round
-from simulator.stopping import StoppingPolicy
+from simulator.stopping import StoppingPolicy, ask
 
 _ROUNDING = 1e-9
 """Of a step: less than this early, a token is known."""
@@ -97,14 +97,15 @@ class ManyServers:
 
     def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
+        future = np.minimum(replay.run_length.take(round_.cursor), left)  # beyond the output a recording may go on
         slots, overhead_s = round_.slots, round_.prices.overhead_s
         known = self._known[slots]
-        self._tokens[slots] = np.where(known == 0, policy.draft_tokens(round_), self._tokens[slots])
+        self._tokens[slots] = np.where(known == 0, ask(policy, round_, future), self._tokens[slots])
         table, servers = self._timetable(round_, self._tokens[slots])
         elapsed = table.when(known) + self._ahead[slots]
         length = max(float((table.when(known + 1) - elapsed).max()), 0.0)
         until = elapsed + length
-        ends = known + round_.future_run_length + 1
+        ends = known + future + 1
         now = np.minimum(np.maximum(table.known(until), known + 1), ends)
         over, new = now == ends, now - known
         self._known[slots] = np.where(over, 0, now)
@@ -112,7 +113,7 @@ class ManyServers:
 
         emitted = np.minimum(new, left)
         compared = np.where(table.tokens > 0, emitted, 0)
-        accepted = np.minimum(compared, round_.future_run_length)
+        accepted = np.minimum(compared, future)
         blocks = length / table.block_s if table.block_s else 0.0
         extra = {"drafted_ahead": blocks * float(table.tokens.sum()), "servers": float(servers)}
         draft_s = length if table.tokens.any() else 0.0

@@ -34,6 +34,11 @@ class StepCost(Protocol):
         """Give what the price is made of, with its error where that is known."""
         ...
 
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on, in a few words."""
+        ...
+
 
 class LinearStep:
     """base_s + per_token_s * new tokens + per_context_token_s * cached tokens; stated, not measured."""
@@ -50,6 +55,11 @@ class LinearStep:
     def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
         """Never: the range of stated constants is not known."""
         return False
+
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return "stated linear constants"
 
     def describe(self) -> dict[str, Any]:
         """Give the constants and where they come from."""
@@ -167,6 +177,11 @@ class Sharded:
     def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
         """Never: the range of stated constants is not known."""
         return False
+
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return f"{self._step.rests_on}, divided over devices"
 
     def describe(self) -> dict[str, Any]:
         """Give the constants, and that their division is assumed."""

@@ -125,6 +125,11 @@ class FittedStep(CurveStep):
     held_out_error: float | None
     held_out_worst: float | None
 
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return "fitted to recorded timings"
+
     def describe(self) -> dict[str, Any]:
         """Give the size and the range of the measurement and the errors of the fit."""
         errors: dict[str, Any] = {"mean_error": self.error}

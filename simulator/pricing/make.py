@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from calibration.errors import CostError, did_you_mean
 from calibration.traces import Manifest, ModelInfo, TraceSet
 from calibration.traces.manifest import CostConstants, FractionOfVerify, LinearCost
+from calibration.traces.paradigms import one_shot
 from simulator.keys.cost_settings import Roofline
 from simulator.pricing.costs import (
     DraftCost,
@@ -23,12 +26,6 @@ from simulator.pricing.observed_prices import ObservedPrefill, PromptTokens
 from simulator.pricing.roofline import Operation, RooflineStep, roofline_step
 from simulator.pricing.steps import EngineSteps, read_steps
 from simulator.scenario import DrafterCost, Measured, Observed, Scenario, Stated, VerifierCost
-
-ONE_SHOT = frozenset({"prompt-lookup", "ngram", "medusa", "block-head"})
-"""Paradigms that propose a whole draft in one step; a measured step of theirs is the price of a round.
-
-So is that of any drafter without layers that proposes given tokens.
-"""
 
 
 def make_prices(scenario: Scenario, traces: TraceSet) -> Prices:
@@ -92,14 +89,15 @@ class _Pricing:
             return fit_step(traces.timings, name, "prefill"), fit_step(traces.timings, name, "verify")
         if isinstance(choice, Roofline):
             return _roofline(choice, "prefill"), _roofline(choice, "verify")
+        source = "scenario"
         if isinstance(choice, Stated):
             choice, source = _constants(traces.manifest).verifier, _constants(traces.manifest).source
-        else:
-            source = "scenario"
-        if not isinstance(choice, LinearCost):
+        if isinstance(choice, FractionOfVerify):
             raise CostError(
                 f"costs.verifier.kind: must be measured, stated, observed, roofline or linear, got '{choice.kind}'"
             )
+        if not isinstance(choice, LinearCost):
+            assert_never(choice)
         if choice.base_s + choice.per_token_s <= 0:
             raise CostError("costs.verifier: base_s or per_token_s must be above zero, got 0: time would stand still")
         step = LinearStep(choice, source)
@@ -121,14 +119,14 @@ class _Pricing:
             cost = verifier
         info = traces.manifest.drafter(name)
         choice, source = _resolve(cost, traces, name), "scenario"
-        one_shot = info.paradigm in ONE_SHOT or (info.deterministic and info.layers == 0)
+        in_one = one_shot(info)
         if isinstance(choice, Observed):
             verified = self._verified(verifier) if isinstance(verifier, Observed) else None
-            found = fit_drafting(self._steps(choice, place), name, one_shot, verified)
-            return _observed_draft(found, one_shot), found.prefill
+            found = fit_drafting(self._steps(choice, place), name, in_one, verified)
+            return _observed_draft(found, in_one), found.prefill
         if isinstance(choice, Measured):
             step = fit_step(traces.timings, name, "draft")
-            return DraftPerRound(step, tokens=False) if one_shot else DraftPerStep(step), None
+            return DraftPerRound(step, tokens=False) if in_one else DraftPerStep(step), None
         if isinstance(choice, Stated):
             constants = _constants(traces.manifest)
             source = constants.source
@@ -137,7 +135,7 @@ class _Pricing:
                 raise CostError(f"manifest.json: costs.drafters: no constants for drafter '{name}'{known}")
             choice = constants.drafters[name]
         if isinstance(choice, Roofline):
-            if one_shot:
+            if in_one:
                 raise CostError(
                     f"costs.{place}.kind: must be measured, stated, linear or fraction_of_verify for '{name}', which "
                     "drafts in one step, got 'roofline'"
@@ -145,6 +143,8 @@ class _Pricing:
             return DraftPerStep(_roofline(choice, "draft")), None
         if isinstance(choice, FractionOfVerify):
             return DraftFraction(choice, source), None
+        if not isinstance(choice, LinearCost):
+            assert_never(choice)
         linear = LinearStep(choice, source)
         return DraftPerRound(linear, tokens=True) if choice.charged == "per_round" else DraftPerStep(linear), None
 
@@ -154,10 +154,10 @@ def _roofline(choice: Roofline, operation: Operation) -> RooflineStep:
     return roofline_step(choice.model, choice.device, operation=operation, **options)
 
 
-def _observed_draft(found: Drafting, one_shot: bool) -> DraftCost:
+def _observed_draft(found: Drafting, in_one: bool) -> DraftCost:
     if found.rounds:
         return DraftPerRound(found.step, tokens=True)
-    return DraftPerRound(found.step, tokens=False) if one_shot else DraftPerStep(found.step)
+    return DraftPerRound(found.step, tokens=False) if in_one else DraftPerStep(found.step)
 
 
 def _head_share(model: ModelInfo) -> float:

@@ -26,6 +26,11 @@ class ObservedStep(CurveStep):
         seconds = super().step_seconds(batch, new_tokens, context_tokens)
         return seconds + self.further_s * (new_tokens - batch) if self.further_s else seconds
 
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return "fitted to steps of an engine"
+
     def describe(self) -> dict[str, Any]:
         """Give where the price comes from, how well it tells these steps, and what it assumes."""
         low, high, batch, context = self.range
@@ -85,6 +90,11 @@ class ObservedRound:
     def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
         """Never: the verifier's step of the same round says it."""
         return False
+
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return "fitted to steps of an engine"
 
     def describe(self) -> dict[str, Any]:
         """Give the constants and where they come from."""

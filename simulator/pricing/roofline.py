@@ -179,6 +179,11 @@ class RooflineStep:
                 found.append(f"{name} widths {min(widths):g} to {max(widths):g}: tested {low:g} to {high:g}")
         return tuple(found)
 
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return "roofline with efficiencies fitted to public tables"
+
     def describe(self) -> dict[str, Any]:
         """Give what it is of, what was fitted and what is extrapolated, and the errors on what was not fitted to."""
         tested = self.efficiencies.tested

@@ -87,10 +87,13 @@ class Drafters:
                 self._views.append(view)
         return self._views[drafter]
 
-    def see(self, round_: Round, left: IntArray, cursor: IntArray, drafter: int) -> Round:
+    def see(self, round_: Round, cursor: IntArray, drafter: int) -> Round:
         """Give the round as if its slots were at `cursor`, with the prices of `drafter`."""
-        runs = np.minimum(self.many.run_length.take(cursor), left)
-        return replace(round_, cursor=cursor, future_run_length=runs, prices=self.prices(round_.prices, drafter))
+        return replace(round_, cursor=cursor, prices=self.prices(round_.prices, drafter))
+
+    def runs(self, cursor: IntArray, left: IntArray) -> IntArray:
+        """Give how many tokens of a draft at `cursor` will be accepted: for replay, and for oracles."""
+        return np.minimum(self.many.run_length.take(cursor), left)
 
     def capped(self, cursor: IntArray, tokens: IntArray) -> IntArray:
         """Give `tokens`, or fewer where fewer are proposed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -183,7 +183,9 @@ def _choice(
             return _kernel_ucb(rule, materials[0])
         case settings.OracleRequest():
             return BestAlone(_foresight(rule, policy, prices, many), sequences.prompt_tokens)
-    return None
+        case settings.OracleRound() | settings.ByConfidence() | settings.Merged() | ContextMatch() | Forecast():
+            return None
+    assert_never(rule)
 
 
 def _foresight(

@@ -14,15 +14,16 @@ from simulator.routing.drafter_choice import Choice
 from simulator.routing.drafter_group import Door, Draft, Drafters
 from simulator.routing.drafter_oracle import Foresight
 from simulator.serving.round import Played, Round
-from simulator.stopping import StoppingPolicy
+from simulator.stopping import OraclePolicy, StoppingPolicy, ask
 
 
 def _play(drafters: Drafters, round_: Round, left: IntArray, policy: StoppingPolicy, row: IntArray) -> Played:
     """Play a round in which each slot is at the cursor of its drafter, `row`."""
     many = int(row.min()) < int(row.max())
-    seen = drafters.see(round_, left, round_.cursor, int(np.argmax(np.bincount(row))) if many else int(row[0]))
-    tokens = drafters.capped(round_.cursor, policy.draft_tokens(seen))
-    accepted = np.minimum(seen.future_run_length, tokens)
+    seen = drafters.see(round_, round_.cursor, int(np.argmax(np.bincount(row))) if many else int(row[0]))
+    runs = drafters.runs(round_.cursor, left)
+    tokens = drafters.capped(round_.cursor, ask(policy, seen, runs))
+    accepted = np.minimum(runs, tokens)
     emitted = np.minimum(accepted + 1, left)
     whole, extra = tokens, dict[str, float]()
     if policy.drafts_ahead is not None:
@@ -104,7 +105,7 @@ class ByMeanConfidence:
     def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         drafters, ahead = self._drafters, policy.drafts_ahead
-        cursors, seen, lengths = _wishes(drafters, round_, left, policy)
+        cursors, seen, runs, lengths = _wishes(drafters, round_, left, policy)
         drawn = lengths
         if ahead is not None:
             drawn = np.stack([drafters.capped(cursor, np.full_like(cursor, ahead)) for cursor in cursors])
@@ -112,9 +113,8 @@ class ByMeanConfidence:
         row = np.argmax([self._mean(view, steps) for view, steps in zip(seen, probed, strict=True)], axis=0)
         slot = np.arange(round_.active)
         round_.cursor = cursors[row, slot]
-        round_.future_run_length = np.stack([view.future_run_length for view in seen])[row, slot]
         tokens = lengths[row, slot]
-        accepted = np.minimum(round_.future_run_length, tokens)
+        accepted = np.minimum(runs[row, slot], tokens)
         # A drafter drafts in lock step for all slots: to the end where it is kept, the probe elsewhere.
         drafts = [
             Draft(drafter, np.where(row == drafter, drawn[drafter], steps), round_.context, round_.cursor)
@@ -151,8 +151,8 @@ class ByUnion:
     def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         drafters = self._drafters
-        _, seen, lengths = _wishes(drafters, round_, left, policy)
-        matched = np.minimum([view.future_run_length for view in seen], lengths)
+        _, _, runs, lengths = _wishes(drafters, round_, left, policy)
+        matched = np.minimum(runs, lengths)
         accepted = matched.max(axis=0)
         # Off the text every draft is taken to go its own way.
         drawn = [drafters.many.verified(d, round_.cursor, tokens) for d, tokens in enumerate(lengths)]
@@ -167,14 +167,18 @@ class ByUnion:
 
 def _wishes(
     drafters: Drafters, round_: Round, left: IntArray, policy: StoppingPolicy
-) -> tuple[IntArray, list[Round], IntArray]:
-    """Give, for every drafter: cursors, the round as it sees it, and draft lengths; shape (drafters, slots) each."""
+) -> tuple[IntArray, list[Round], IntArray, IntArray]:
+    """Give, for every drafter: cursors, the round as it sees it, the runs to come, and draft lengths.
+
+    Arrays have shape (drafters, slots).
+    """
     number = drafters.many.joint
     cursors = np.stack([drafters.many.at(round_.cursor, drafter) for drafter in range(number)])
-    seen = [drafters.see(round_, left, cursors[drafter], drafter) for drafter in range(number)]
-    if policy.needs_signals or policy.longest_draft is None:
-        asked = [policy.draft_tokens(view) for view in seen]
+    seen = [drafters.see(round_, cursors[drafter], drafter) for drafter in range(number)]
+    runs = np.stack([drafters.runs(cursor, left) for cursor in cursors])
+    if policy.needs_signals or isinstance(policy, OraclePolicy):
+        asked = [ask(policy, view, run) for view, run in zip(seen, runs, strict=True)]
     else:
         asked = [policy.draft_tokens(seen[0])] * number
     lengths = np.stack([drafters.capped(cursor, k) for cursor, k in zip(cursors, asked, strict=True)])
-    return cursors, seen, lengths
+    return cursors, seen, runs, lengths

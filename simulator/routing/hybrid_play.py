@@ -11,7 +11,7 @@ from simulator.playback.replay import Replay
 from simulator.routing.drafter_group import Draft, Drafters
 from simulator.routing.hybrid_settings import ContextMatch
 from simulator.serving.round import Played, Round
-from simulator.stopping import StoppingPolicy
+from simulator.stopping import StoppingPolicy, ask
 
 
 class RoundRule(Protocol):
@@ -48,12 +48,11 @@ class ByRoundRule:
         """Play one round."""
         drafters = self._drafters
         first = drafters.many.at(round_.cursor, 0)
-        cap = policy.draft_tokens(drafters.see(round_, left, first, 0))
+        cap = ask(policy, drafters.see(round_, first, 0), drafters.runs(first, left))
         row, tokens = self._rule.choose(round_, cap)
         round_.cursor = drafters.many.at(round_.cursor, row)
-        round_.future_run_length = np.minimum(drafters.many.run_length.take(round_.cursor), left)
         tokens = drafters.capped(round_.cursor, tokens)
-        accepted = np.minimum(round_.future_run_length, tokens)
+        accepted = np.minimum(drafters.runs(round_.cursor, left), tokens)
         emitted = np.minimum(accepted + 1, left)
         verified = round_.active + int(drafters.verified(row, round_.cursor, tokens).sum())
         drafts = [

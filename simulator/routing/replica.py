@@ -7,7 +7,7 @@ prompt and output so far, and, where it says so, the prefix caches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, assert_never
 
 from simulator.keys.fleet_settings import (
     LeastLoaded,
@@ -146,3 +146,4 @@ def make_replica_policy(settings: ReplicaRouting, seed: int) -> ReplicaPolicy:
             return Rendezvous(seed)
         case RoundRobin():
             return InTurn()
+    assert_never(settings)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import assert_never
 
 import numpy as np
 
 from simulator.keys.fleet_settings import (
     Batching,
     EarliestDeadline,
+    FirstCome,
     OracleShortest,
     PriorityClasses,
     ShortestPredicted,
@@ -37,12 +39,14 @@ def make_order(settings: Batching | None, sequences: SequenceTable) -> Order:
         case EarliestDeadline(default_s=default_s):
             last = default_s if default_s is not None else math.inf
             return lambda request: min(request.deadline_s, request.arrival_s + last)
-        case PriorityClasses(ageing_s=None):
-            return lambda request: float(request.priority)
-        case PriorityClasses(ageing_s=float(ageing_s)):
+        case PriorityClasses(ageing_s=ageing_s):
+            if ageing_s is None:
+                return lambda request: float(request.priority)
             # Class - waited / ageing_s, compared between two requests, does not depend on the moment.
             return lambda request: request.arrival_s + ageing_s * request.priority
-    return lambda request: request.arrival_s
+        case FirstCome() | None:
+            return lambda request: request.arrival_s
+    assert_never(settings)
 
 
 def domain_means(sequences: SequenceTable) -> list[float]:

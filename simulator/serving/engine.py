@@ -134,7 +134,7 @@ class Engine:
         if active:
             context = int(live[CONTEXT].sum())
             if self._policy is not None and self._replay is not None:
-                round_ = self._round(live, self._replay, prefill_tokens)
+                round_ = self._round(live, prefill_tokens)
                 played = self._placement.play(round_, live[LEFT], self._policy, self._replay)
                 draft_s, verify_s, seconds = played.draft_s, played.verify_s, played.seconds
             else:
@@ -189,10 +189,8 @@ class Engine:
         shapes = self._replay.shapes
         return runs if shapes is None else shapes.verified(self._replay.positions(live[CURSOR]), runs)
 
-    def _round(self, live: IntArray, replay: Replay, prefill_tokens: int) -> Round:
+    def _round(self, live: IntArray, prefill_tokens: int) -> Round:
         """Give what is known before a decode round; the arrays are views, whatever comes next changes them."""
-        # Never beyond the output: a truncated replay has run lengths that go on.
-        runs = np.minimum(replay.run_length.take(live[CURSOR]), live[LEFT])
         return Round(
             active=live.shape[1],
             slots=live[SLOT],
@@ -201,7 +199,6 @@ class Engine:
             cursor=live[CURSOR],
             now_s=self._env.now,
             prices=self.prices,
-            future_run_length=runs,
             signals=self._signals,
             batch_tokens=prefill_tokens,
         )

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from calibration.errors import CostError
-from calibration.traces import DrafterInfo, Manifest
+from calibration.traces import Manifest
 from calibration.traces.manifest import ModelInfo
+from calibration.traces.paradigms import own_models
 from simulator.keys.engine_settings import BLOCK_SIZE, EngineSettings
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8": 1, "fp8": 1, "int8": 1}
-SHARED = frozenset({"prompt-lookup", "ngram", "early-exit", "layer-skip", "dynamic-exit", "nested-exits"})
-"""Paradigms that bring no weights and no KV memory of their own: lookups, and parts of the verifier itself.
-
-So do drafters without parameters.
-"""
-
 
 Drafter = str | tuple[str, ...] | None
 """One drafter, several that share the device, or none."""
@@ -58,8 +53,7 @@ def block_bytes(engine: EngineSettings, manifest: Manifest, drafter: Drafter) ->
 def _models(manifest: Manifest, drafter: Drafter) -> list[ModelInfo]:
     models: list[ModelInfo] = [manifest.verifier]
     for name in (drafter,) if isinstance(drafter, str) else drafter or ():
-        info: DrafterInfo = manifest.drafter(name)
-        models += [] if info.paradigm in SHARED or info.parameters == 0 else [info]
+        models += own_models(manifest.drafter(name))
     return models
 
 

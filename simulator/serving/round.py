@@ -33,14 +33,12 @@ class Signals(Protocol):
 
 @dataclass(slots=True)
 class Round:
-    """What is known before a decode round. Arrays have shape (active,).
+    """What an engine knows before a decode round; what will be accepted is not here. Arrays have shape (active,).
 
     ``slots`` are stable small ids (0 .. max_num_seqs - 1): a policy keeps what it remembers of a request in arrays
     indexed by them, and forgets it when `StoppingPolicy.opened` names a slot. ``position`` counts committed output
     tokens, ``context`` cached tokens, ``batch_tokens`` the prefill tokens that share this step. ``prices`` is the
     engine's own profile of step times.
-
-    ``future_run_length`` (how many drafted tokens would be accepted) is for oracles alone, which say so.
     """
 
     active: int
@@ -50,7 +48,6 @@ class Round:
     cursor: IntArray
     now_s: float
     prices: Prices
-    future_run_length: IntArray
     signals: Signals | None = None
     batch_tokens: int = 0
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class StoppingPolicy(Protocol):
-    """Chooses draft lengths. A policy sees only what an engine would know; an oracle says that it is one.
+    """Chooses draft lengths. A policy sees only what an engine would know; `OraclePolicy` is the one exception.
 
-    `longest_draft`: the most it ever asks for, None for an oracle. `needs_signals`: whether it reads
+    `longest_draft`: the most it ever asks for, None for an oracle alone. `needs_signals`: whether it reads
     `Round.signals`. `drafts_ahead`: every slot drafts so many tokens before the policy chooses how many of them are
     verified; None where what is drafted is verified. `tree`: drafted in place of chains, if any. `always_drafts`:
     the drafter runs (and a drafter charged by the round is paid) even in a round that asks nothing of any slot.
@@ -56,6 +56,28 @@ class Policy:
 
     def observe(self, round_: Round, played: Played) -> None:
         """Nothing to learn."""
+
+
+class OraclePolicy(Policy):
+    """A policy that knows what will be accepted. No engine can do this, it bounds what can; results say so.
+
+    It is asked by `foreseen_tokens` in place of `draft_tokens`.
+    """
+
+    def draft_tokens(self, round_: Round) -> IntArray:
+        """Refuse: an oracle that is not told the future is no oracle."""
+        raise TypeError("an oracle is asked by foreseen_tokens")
+
+    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
+        """Give the draft lengths (shape: active); `run_length` tokens of each slot's next draft will be accepted."""
+        raise NotImplementedError
+
+
+def ask(policy: StoppingPolicy, round_: Round, run_length: IntArray) -> IntArray:
+    """Give the draft lengths that `policy` chooses; only an oracle is told the `run_length` to come."""
+    if isinstance(policy, OraclePolicy):
+        return policy.foreseen_tokens(round_, run_length)
+    return policy.draft_tokens(round_)
 
 
 def first_stop(stop: NDArray[np.bool_]) -> IntArray:

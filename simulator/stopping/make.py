@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import numpy as np
 
 from calibration.errors import ReplayError
@@ -58,12 +60,6 @@ def make_policy(
             return TreeDraft(make_tree(shape, material))
         case settings.Plugin(name=name, settings=given):
             return plugin_policy(name, given, max_num_seqs)
-    return _threshold(stopping, max_num_seqs) or _estimated(stopping, max_num_seqs)
-
-
-def _threshold(stopping: settings.Stopping, max_num_seqs: int) -> StoppingPolicy | None:
-    """Give a policy that reads confidence or entropy."""
-    match stopping:
         case settings.Confidence(threshold=threshold, max_draft_tokens=longest):
             return ConfidenceThreshold(threshold, longest)
         case settings.AdaEDL():
@@ -80,20 +76,14 @@ def _threshold(stopping: settings.Stopping, max_num_seqs: int) -> StoppingPolicy
             return SpecDecPP(threshold, least, longest)
         case settings.Learned(max_draft_tokens=longest):
             return Learned(longest)
-    return None
-
-
-def _estimated(stopping: settings.Stopping, max_num_seqs: int) -> StoppingPolicy | None:
-    """Give a policy that estimates acceptance while it serves."""
-    match stopping:
         case settings.Goodput(max_draft_tokens=longest, start_acceptance=start, decay=decay, probe_rounds=probe):
             return Goodput(longest, start, decay, probe)
         case settings.PerRequest(max_draft_tokens=longest, start_acceptance=start, decay=decay):
             return PerRequest(longest, start, decay, max_num_seqs)
         case settings.Budget(max_draft_tokens=longest, start_acceptance=start, decay=decay):
-            given = stopping.tokens_per_request
-            return Budget(stopping.estimate, longest, start, decay, given, max_num_seqs)
-    return None
+            budget = stopping.tokens_per_request
+            return Budget(stopping.estimate, longest, start, decay, budget, max_num_seqs)
+    assert_never(stopping)
 
 
 def make_tree(shape: settings.Shape, material: Material) -> Tree:
@@ -110,7 +100,9 @@ def make_tree(shape: settings.Shape, material: Material) -> Tree:
         case settings.SequoiaShape(nodes=nodes, depth=depth, acceptance=acceptance):
             vector = acceptance if acceptance is not None else rank_frequencies(material, _RANKS).tolist()
             return static_tree(material, tree_table(vector, nodes, depth).shape(nodes, depth))
-    return dynamic_tree(material, shape.total_tokens, shape.depth, shape.top_k)
+        case settings.DynamicShape(total_tokens=nodes, depth=depth, top_k=width):
+            return dynamic_tree(material, nodes, depth, width)
+    assert_never(shape)
 
 
 def policy_signals(

@@ -6,11 +6,11 @@ import numpy as np
 
 from simulator.arrays import IntArray
 from simulator.serving.round import Round
-from simulator.stopping.base import Policy
+from simulator.stopping.base import OraclePolicy
 from simulator.stopping.forecast import capped_seconds
 
 
-class Oracle(Policy):
+class Oracle(OraclePolicy):
     """Drafts exactly as many tokens as will be accepted: an oracle, no engine can do it; its replay is exact.
 
     No draft token is wasted and every round emits as much as it can, so it bounds the accepted tokens of every
@@ -20,12 +20,12 @@ class Oracle(Policy):
 
     always_drafts = True
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
         """Give the true run lengths."""
-        return round_.future_run_length
+        return run_length
 
 
-class OracleCost(Policy):
+class OracleCost(OraclePolicy):
     """Drafts min(n_i, L) with the L that gives this round the most tokens per second: an oracle.
 
     n_i is the true run length of slot i, so that a draft of k <= n_i tokens emits k + 1. Where a verified token and a
@@ -34,9 +34,9 @@ class OracleCost(Policy):
     the best choice round by round; what a choice does to later rounds it does not weigh.
     """
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
         """Give the lengths of the best depth."""
-        runs = round_.future_run_length
+        runs = run_length
         seconds = capped_seconds(round_, runs)
         depth = np.arange(1, len(seconds))
         still = np.count_nonzero(runs[:, None] >= depth, axis=0)

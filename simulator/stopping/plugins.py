@@ -1,4 +1,4 @@
-"""Stopping policies of third parties, found through entry points."""
+"""Stopping policies of third parties, found through entry points and checked in every round."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+import numpy as np
+
 from calibration.errors import ScenarioError, did_you_mean
-from simulator.stopping.base import StoppingPolicy
+from simulator.arrays import IntArray
+from simulator.serving.round import Played, Round
+from simulator.stopping.base import OraclePolicy, Policy, StoppingPolicy
 
 GROUP = "paceline.stopping"
 """The entry point group."""
@@ -17,8 +21,12 @@ def plugin_policy(name: str, settings: Mapping[str, Any], max_num_seqs: int) -> 
     """Give the policy that the entry point `name` of group ``paceline.stopping`` makes.
 
     The entry point is a callable (settings, max_num_seqs) -> policy, most simply a subclass of
-    `simulator.stopping.Policy`. Raises `ScenarioError` where there is none of that name, where it does not take the
-    settings (TypeError, ValueError), or where what it gives is not a policy.
+    `simulator.stopping.Policy`. It must have ``draft_tokens`` and ``longest_draft``; what else a policy has is taken
+    from `Policy` where it is missing. One that knows the future derives from `simulator.stopping.OraclePolicy`.
+
+    Raises `ScenarioError` where there is none of that name, where it does not take the settings (TypeError,
+    ValueError, KeyError), where what it gives is not a policy, and, while it serves, where it reads what no engine
+    knows or gives what are not draft lengths.
     """
     known = {point.name: point for point in entry_points(group=GROUP)}
     if name not in known:
@@ -26,15 +34,87 @@ def plugin_policy(name: str, settings: Mapping[str, Any], max_num_seqs: int) -> 
             f"stopping.policy: no entry point of group '{GROUP}' is called '{name}'{did_you_mean(name, known)}"
         )
     try:
-        policy: StoppingPolicy = known[name].load()(dict(settings), max_num_seqs)
+        policy = known[name].load()(dict(settings), max_num_seqs)
     except (TypeError, ValueError, KeyError) as fault:
         raise ScenarioError(f"stopping.settings: plugin '{name}' does not take them ({fault})") from fault
-    lacking = [part for part in ("draft_tokens", "observe", "opened", "longest_draft") if not hasattr(policy, part)]
+    if isinstance(policy, OraclePolicy):
+        return _CheckedOracle(name, policy)
+    lacking = [part for part in ("draft_tokens", "longest_draft") if not hasattr(policy, part)]
     if lacking:
         raise ScenarioError(
             f"stopping.policy: what plugin '{name}' makes must be a stopping policy; it has no {', '.join(lacking)}"
         )
-    for part, default in (("needs_signals", False), ("drafts_ahead", None), ("tree", None)):
-        if not hasattr(policy, part):
-            setattr(policy, part, default)
-    return policy
+    longest = policy.longest_draft
+    if not isinstance(longest, int | np.integer) or isinstance(longest, bool) or longest < 0:
+        raise ScenarioError(
+            f"stopping.policy: longest_draft of plugin '{name}' must be a whole number >= 0, the most it ever asks "
+            f"for, got {longest!r}"
+        )
+    return _Checked(name, policy)
+
+
+class _Checked(Policy):
+    """A policy from outside: what it lacks is taken from `Policy`, and what it gives is checked."""
+
+    def __init__(self, name: str, policy: Any) -> None:
+        self._name, self._policy = name, policy
+        for part in (part for part in Policy.__annotations__ if hasattr(policy, part)):
+            setattr(self, part, getattr(policy, part))
+        for part in ("opened", "observe"):
+            if hasattr(policy, part):
+                setattr(self, part, getattr(policy, part))
+
+    def draft_tokens(self, round_: Round) -> IntArray:
+        """Ask the policy."""
+        try:
+            asked = self._policy.draft_tokens(round_)
+        except AttributeError as fault:
+            if fault.obj is not round_:
+                raise
+            known = ", ".join(Round.__slots__)
+            raise ScenarioError(
+                f"stopping.policy: plugin '{self._name}' reads '{fault.name}' of a round, which holds what an engine "
+                f"knows: {known}; a policy that knows the future derives from simulator.stopping.OraclePolicy"
+            ) from fault
+        return _lengths(self._name, asked, round_, self.longest_draft)
+
+
+class _CheckedOracle(OraclePolicy):
+    """An oracle from outside."""
+
+    def __init__(self, name: str, policy: OraclePolicy) -> None:
+        self._name, self._policy = name, policy
+        for part in Policy.__annotations__:
+            setattr(self, part, getattr(policy, part))
+
+    def opened(self, slots: IntArray) -> None:
+        """Tell the policy."""
+        self._policy.opened(slots)
+
+    def observe(self, round_: Round, played: Played) -> None:
+        """Tell the policy."""
+        self._policy.observe(round_, played)
+
+    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
+        """Ask the policy."""
+        asked = _lengths(self._name, self._policy.foreseen_tokens(round_, run_length), round_, self.longest_draft)
+        # Without a longest draft, memory is reserved for what will be accepted: more cannot be verified.
+        if self.longest_draft is None and bool((asked > run_length).any()):
+            raise ScenarioError(
+                f"stopping.policy: plugin '{self._name}' must ask for no more than will be accepted, or say its "
+                f"longest_draft, got {int((asked - run_length).max())} too many"
+            )
+        return asked
+
+
+def _lengths(name: str, asked: Any, round_: Round, longest: int | None) -> IntArray:
+    """Give `asked` if it is a draft length for every active slot; `ScenarioError` that names the contract if not."""
+    rule = f"stopping.policy: plugin '{name}' must give draft lengths as an integer array of shape ({round_.active},)"
+    if not isinstance(asked, np.ndarray) or asked.dtype.kind not in "iu" or asked.shape != (round_.active,):
+        shown = f"{asked.dtype} of shape {asked.shape}" if isinstance(asked, np.ndarray) else type(asked).__name__
+        raise ScenarioError(f"{rule}, got {shown}")
+    if round_.active and (asked.min() < 0 or (longest is not None and asked.max() > longest)):
+        most = "" if longest is None else f" and at most its longest_draft of {longest}"
+        worst = asked.min() if asked.min() < 0 else asked.max()
+        raise ScenarioError(f"{rule}, all >= 0{most}, got {worst}")
+    return asked.astype(np.int64, copy=False)

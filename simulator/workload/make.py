@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import assert_never
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from simulator.keys.workload_settings import (
     Drawn,
     GammaArrivals,
     Limited,
+    PiecewiseArrivals,
     PoissonArrivals,
     TraceArrivals,
 )
@@ -81,7 +83,9 @@ def _times(load: Drawn, limits: Limits, rng: np.random.Generator) -> FloatArray:
         return poisson(load.rate_rps, limits, rng)
     if isinstance(load, GammaArrivals):
         return gamma(load.rate_rps, load.cv, limits, rng)
-    return piecewise(PiecewiseRate(load.rates, load.repeat_s), limits, rng)
+    if isinstance(load, PiecewiseArrivals):
+        return piecewise(PiecewiseRate(load.rates, load.repeat_s), limits, rng)
+    assert_never(load)
 
 
 def _limits(load: Limited, number: int | None) -> Limits:

@@ -179,7 +179,7 @@ def test_log(tmp_path: Path) -> None:
 
 def test_the_arguments_of_a_log_as_text_as_a_dict_and_as_json(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
-    first, rest = LOG.split("\n", 1)
+    _, rest = LOG.split("\n", 1)
     for arguments in (
         "{'model_path': 'm', 'speculative_algorithm': 'EAGLE3', 'speculative_num_steps': 3, "
         "'speculative_eagle_topk': 1, 'speculative_num_draft_tokens': 4}",

@@ -166,9 +166,9 @@ def test_llama_cpp_counts_output_tokens_by_another_name(tmp_path: Path) -> None:
         )
     ]
     path = write(tmp_path, "\n".join(lines) + "\n")
-    with pytest.raises(TraceError, match="requests: not reported; give --requests$"):
+    with pytest.raises(TraceError, match=r"requests: not reported; give --requests$"):
         import_vllm_counters(path, draft_tokens=2, origin=EAGLE)
-    with pytest.raises(TraceError, match="rounds in which the lookup found nothing are not counted; .*--requests"):
+    with pytest.raises(TraceError, match=r"rounds in which the lookup found nothing are not counted; .*--requests"):
         import_vllm_counters(path, draft_tokens=2, origin=NGRAM)
     traces = import_vllm_counters(path, draft_tokens=2, requests=10, origin=NGRAM)
     assert traces.sequences["output_tokens"].to_pylist() == [500] * 10
@@ -392,7 +392,7 @@ def test_lengths_tell_the_rounds_without_a_draft(tmp_path: Path) -> None:
     assert "77.78% of rounds had no draft" in traces.manifest.notes[1]
     rounds = [one for one in walk(traces, 2) if one.whole]
     assert near(np.mean([one.drafted == 0 for one in rounds]), 3150 / 4050, len(rounds))
-    with pytest.raises(TraceError, match="77.8% of rounds had no draft"):
+    with pytest.raises(TraceError, match=r"77.8% of rounds had no draft"):
         import_vllm_log(path, lengths=[(20, 100)] * 50)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
 from cascade_made import graded_by_difficulty
-from part_page import set_part
+from part_page import set_part, written_from_python
 
 from analysis.bootstrap import Estimate
 from analysis.cascade import CascadeFindings, study_cascade
@@ -108,3 +109,9 @@ def test_tables_tell_where_each_stage_is_used(part: Part, both: tuple[CascadeFin
 
 def test_the_other_way_to_count_costs_is_told_beside(part: Part) -> None:
     assert "The same answers where stages go on from each other: gains" in words(part)
+
+
+def test_write_report_takes_these_findings(
+    both: tuple[CascadeFindings, CascadeFindings], part: Part, tmp_path: Path
+) -> None:
+    assert part.title in written_from_python(both[0], tmp_path)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
-from part_page import set_part
+from part_page import set_part, written_from_python
 
 from analysis.laws import LawFindings, find_laws
 from calibration.errors import ReportError
@@ -67,3 +68,7 @@ def test_one_law_without_the_size_law_still_answers(findings: LawFindings) -> No
     none = dataclasses.replace(findings, laws=())
     with pytest.raises(ReportError, match="needs one law at least"):
         laws_part(none)
+
+
+def test_write_report_takes_these_findings(findings: LawFindings, part: Part, tmp_path: Path) -> None:
+    assert part.title in written_from_python(findings, tmp_path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
-from part_page import set_part
+from part_page import set_part, written_from_python
 from request_tables import PRICES, two_kinds
 
 from analysis.bootstrap import Estimate
@@ -77,3 +78,7 @@ def test_without_a_classifier_the_rest_is_told(findings: RoutingFindings) -> Non
 
 def test_it_can_be_set(part: Part) -> None:
     assert set_part(part).startswith(b"%PDF")
+
+
+def test_write_report_takes_these_findings(findings: RoutingFindings, part: Part, tmp_path: Path) -> None:
+    assert part.title in written_from_python(findings, tmp_path)

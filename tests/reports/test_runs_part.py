@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import iid_traces
+from capacity_made import made_capacity
+from fidelity_made import made_fidelity
+from part_page import written_from_python
 from pypdf import PdfReader
 from scenarios import scenario
 
+from calibration.errors import ReportError
 from calibration.traces import TraceSet
 from reports.collect import Answered, Answers
 from reports.document import Table
 from reports.inputs import Summed
 from reports.parts.part import Part
 from reports.parts.runs import QUANTITIES, comparison_part, replications_part, run_part
-from reports.report import write_answers
+from reports.report import write_answers, write_report
 from simulator import Scenario, compare, replicate, simulate
 
 
@@ -72,3 +76,13 @@ def test_a_comparison_shows_paired_ratios_and_their_verdicts(traces: TraceSet, t
     path = write_answers(answers, ("versus",), answers.created, tmp_path / "report.pdf")
     text = "".join(page.extract_text() for page in PdfReader(path).pages)
     assert contrast.verdict in text
+
+
+def test_write_report_takes_a_run_several_and_nothing_else(traces: TraceSet, tmp_path: Path) -> None:
+    run = simulate(plan(3), traces)
+    both = written_from_python([made_capacity(), run, run, made_fidelity()], tmp_path)
+    for title in ("Capacity plan", "Run: draft 3", "Predicted against measured"):
+        assert title in both
+    with pytest.raises(ReportError, match=r"must be one of Findings, SizeFindings, .*, or a list of them, got int"):
+        write_report(3, tmp_path / "no.pdf")
+    assert not (tmp_path / "no.pdf").exists()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
-from part_page import set_part
+from part_page import set_part, written_from_python
 from sized import sized_traces
 
 from analysis.size import SizeFindings, SizeSettings, main_curve, study_size
@@ -93,3 +94,7 @@ def test_words_about_published_optima_follow_the_interval(findings: SizeFindings
 
     assert "1/200 (SDSL" in said(findings)
     assert "no published optimum" in said(changed)
+
+
+def test_write_report_takes_these_findings(findings: SizeFindings, part: Part, tmp_path: Path) -> None:
+    assert part.title in written_from_python(findings, tmp_path)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
-from part_page import set_part
+from part_page import set_part, written_from_python
 
 from analysis.bootstrap import Estimate
 from analysis.tokens import TokenFindings, study_tokens
@@ -79,3 +80,7 @@ def test_the_hazard_alone_is_a_part(findings: TokenFindings) -> None:
     assert "The hazard of rejection by depth of prompt-lookup is falling" in part.answer.text
     assert "nothing was felt" in part.limits[0].text
     assert set_part(part).startswith(b"%PDF")
+
+
+def test_write_report_takes_these_findings(findings: TokenFindings, part: Part, tmp_path: Path) -> None:
+    assert part.title in written_from_python(findings, tmp_path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
-from part_page import set_part
+from part_page import set_part, written_from_python
 from scenarios import DRAFT, LINEAR, random_runs
 from several import several
 
@@ -116,3 +117,7 @@ def test_figures_come_as_files_with_their_data(findings: TuneFindings) -> None:
     rows = files["tuning-sensitivity.csv"].splitlines()
     assert rows[0] == "dimension,series,at,relative_to_best,low,high,best"
     assert len(rows) > 4
+
+
+def test_write_report_takes_these_findings(findings: TuneFindings, part: Part, tmp_path: Path) -> None:
+    assert part.title in written_from_python(findings, tmp_path)

@@ -16,7 +16,7 @@ from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.keys.stopping_settings import MovingAverage, Tier
 from simulator.pricing.costs import DraftCost, DraftFraction, DraftPerRound, DraftPerStep, LinearStep, Prices
 from simulator.serving.round import Played, Round
-from simulator.stopping import ByBatch, OracleCost, StoppingPolicy
+from simulator.stopping import ByBatch, OracleCost, StoppingPolicy, ask
 from simulator.stopping.budget import Budget
 from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
 from simulator.stopping.goodput import Goodput, PerRequest, expected_tokens
@@ -74,15 +74,14 @@ def a_round(rng: np.random.Generator, felt: Felt | None = None, prices: Prices |
         "cursor": rng.integers(0, CURSORS, active),
         "now_s": 0.0,
         "prices": prices or prices_of(),
-        "future_run_length": rng.integers(0, 7, active),
         "signals": felt,
     }
     return Round(**{**values, **given_})
 
 
-def played(round_: Round, drafted: np.ndarray, proposed: np.ndarray) -> Played:
+def played(drafted: np.ndarray, proposed: np.ndarray, runs: np.ndarray) -> Played:
     drafted = np.minimum(drafted, proposed)
-    accepted = np.minimum(round_.future_run_length, drafted)
+    accepted = np.minimum(runs, drafted)
     return Played(drafted, accepted, accepted + 1, 0.0, 0.0, 0.0)
 
 
@@ -183,7 +182,7 @@ def test_rules_of_one_request_are_those_of_their_descriptions(policy: StoppingPo
         assert policy.longest_draft is not None
         assert max(expected) <= policy.longest_draft
         lengths |= set(expected)
-        heard = played(round_, asked, rng.integers(0, 12, round_.active))
+        heard = played(asked, rng.integers(0, 12, round_.active), rng.integers(0, 7, round_.active))
         policy.observe(round_, heard)
         for slot, drafted, accepted in zip(round_.slots.tolist(), heard.drafted, heard.accepted, strict=True):
             reference.hear(states[slot], int(drafted), int(accepted))
@@ -256,12 +255,11 @@ def test_adaptive_steps_follow_sglangs_rule(seed: int) -> None:
         level = (0.2, 2.0, 6.5)[number // 60 % 3]
         runs = rng.poisson(level, SLOTS)
         round_ = a_round(rng)
-        round_.future_run_length = runs[: round_.active]
         tier = plain[max(size for size in plain if size <= round_.active)]
         asked = policy.draft_tokens(round_)
         assert asked.tolist() == [tier.now] * round_.active
         seen.add((tuple(tier.candidates), tier.now))
-        heard = played(round_, asked, np.full(round_.active, 99))
+        heard = played(asked, np.full(round_.active, 99), runs[: round_.active])
         policy.observe(round_, heard)
         tier.hear(float(np.mean(heard.accepted)))
     assert {steps for candidates, steps in seen if candidates[-1] == 7} == {1, 3, 5, 7}
@@ -299,12 +297,12 @@ def test_goodput_is_the_best_of_all_lengths(draft: DraftCost, capture_sizes: tup
             rates = [sum(a**i for i in range(j + 1)) / step_s[j] for j in range(9)]
             assert rates[k] == pytest.approx(max(rates))
         chosen |= set(mine.tolist())
-        heard = played(round_, asked, rng.integers(0, 9, round_.active))
+        heard = played(asked, rng.integers(0, 9, round_.active), rng.integers(0, 7, round_.active))
         policy.observe(round_, heard)
         seen = [min(n + 1, d) for n, d in zip(heard.accepted.tolist(), heard.drafted.tolist(), strict=True)]
         if sum(seen):
             accepted, compared = 0.9 * accepted + int(heard.accepted.sum()), 0.9 * compared + sum(seen)
-        heard = played(round_, mine, np.full(round_.active, 99))
+        heard = played(mine, np.full(round_.active, 99), rng.integers(0, 7, round_.active))
         own.observe(round_, heard)
         for slot, n, d in zip(round_.slots.tolist(), heard.accepted.tolist(), heard.drafted.tolist(), strict=True):
             before = per_slot[slot]
@@ -335,7 +333,7 @@ def test_goodput_probes_when_it_is_told_to() -> None:
 def test_the_oracle_by_cost_is_the_best_of_all_sets_of_lengths(seed: int, draft: DraftCost) -> None:
     rng = np.random.default_rng(seed)
     round_ = a_round(rng, prices=prices_of(draft))
-    runs = round_.future_run_length = np.minimum(round_.future_run_length, 3)
+    runs = rng.integers(0, 4, round_.active)
     # Contexts alike: then no slot is cheaper to draft for than another.
     round_.context = np.full(round_.active, 300)
 
@@ -343,7 +341,7 @@ def test_the_oracle_by_cost_is_the_best_of_all_sets_of_lengths(seed: int, draft:
         return (round_.active + sum(lengths)) / seconds_of(round_, lengths)
 
     best = max(rate(list(lengths)) for lengths in itertools.product(*(range(n + 1) for n in runs.tolist())))
-    asked = OracleCost().draft_tokens(round_)
+    asked = ask(OracleCost(), round_, runs)
     assert (asked <= runs).all()
     assert rate(asked.tolist()) == pytest.approx(best)
 
@@ -356,7 +354,10 @@ def test_a_given_budget_goes_to_the_largest_survival_probabilities(seed: int, co
     policy = Budget("confidence" if confident else "acceptance", 5, 0.7, 0.9, 1.7, SLOTS)
     for _ in range(4):
         round_ = a_round(rng, felt)
-        policy.observe(round_, played(round_, rng.integers(0, 6, round_.active), np.full(round_.active, 9)))
+        policy.observe(
+            round_,
+            played(rng.integers(0, 6, round_.active), np.full(round_.active, 9), rng.integers(0, 7, round_.active)),
+        )
     round_ = a_round(rng, felt)
     survival = policy.survival(round_)
     if confident:

@@ -17,7 +17,7 @@ from calibration.traces import TraceSet, make_table
 from simulator import RunResult, Scenario, parse_scenario, simulate
 from simulator.arrays import IntArray
 from simulator.serving.round import Round
-from simulator.stopping import Policy, plugins
+from simulator.stopping import Fixed, OraclePolicy, Policy, plugins
 
 H100: dict[str, Any] = {
     "overhead_s": 1.207e-3,
@@ -131,17 +131,69 @@ class Alternating(Policy):
         return np.full(round_.active, self._lengths[0], dtype=np.int64)
 
 
+class Bare:
+    """No subclass of `Policy`: it has what a policy must have and nothing else."""
+
+    longest_draft = 3
+
+    def __init__(self, settings: Mapping[str, Any], max_num_seqs: int) -> None:
+        self._give = settings.get("give", "lengths")
+
+    def draft_tokens(self, round_: Round) -> Any:
+        full = np.full(round_.active, 3)
+        wrong = {
+            "list": full.tolist(),
+            "floats": full * 1.0,
+            "shape": full[:, None],
+            "long": full + 4,
+            "negative": -full,
+        }
+        return wrong.get(self._give, full)
+
+
+class Endless(Bare):
+    """An ordinary policy that does not say how far it may go."""
+
+    longest_draft = None  # type: ignore[assignment]
+
+
+class Peeking(Policy):
+    """Reads what no engine knows."""
+
+    longest_draft = 4
+
+    def __init__(self, settings: Mapping[str, Any], max_num_seqs: int) -> None:
+        pass
+
+    def draft_tokens(self, round_: Round) -> IntArray:
+        return round_.future_run_length  # type: ignore[attr-defined]
+
+
+class Foreseeing(OraclePolicy):
+    """Half of what will be accepted, or, `greedy`, one token more than that."""
+
+    def __init__(self, settings: Mapping[str, Any], max_num_seqs: int) -> None:
+        self._greedy = bool(settings.get("greedy"))
+
+    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
+        return run_length + 1 if self._greedy else run_length // 2
+
+
 def no_policy(settings: Mapping[str, Any], max_num_seqs: int) -> int:
     return 3
 
 
 @pytest.fixture
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [
-        EntryPoint("alternating", "fake:Alternating", plugins.GROUP),
-        EntryPoint("broken", "fake:no", plugins.GROUP),
-    ]
-    made = {"alternating": Alternating, "broken": no_policy}
+    made = {
+        "alternating": Alternating,
+        "bare": Bare,
+        "broken": no_policy,
+        "endless": Endless,
+        "foreseeing": Foreseeing,
+        "peeking": Peeking,
+    }
+    points = [EntryPoint(name, f"fake:{name}", plugins.GROUP) for name in made]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == plugins.GROUP else [])
     monkeypatch.setattr(EntryPoint, "load", lambda point: made[point.name])
 
@@ -161,8 +213,75 @@ def test_a_plugin_is_found_by_name_and_gets_its_settings() -> None:
         simulate(named({"policy": "plugin:alternatin"}), traces)
     with pytest.raises(ScenarioError, match=r"does not take them \('a'\)"):
         simulate(named({"policy": "plugin:alternating"}), traces)
-    with pytest.raises(ScenarioError, match="it has no draft_tokens, observe, opened, longest_draft"):
+    with pytest.raises(ScenarioError, match="it has no draft_tokens, longest_draft"):
         simulate(named({"policy": "plugin:broken"}), traces)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_a_plugin_that_is_no_subclass_has_the_defaults_of_a_policy() -> None:
+    traces = iid_traces(0.5, np.random.default_rng(0), sequences=4, output_tokens=20)
+    own = simulate(named({"policy": "fixed", "draft_tokens": 3}), traces)
+    bare = simulate(named({"policy": "plugin:bare"}), traces)
+    assert bare.iterations.equals(own.iterations)
+    assert "oracle" not in bare.summary["provenance"]
+
+
+@pytest.mark.usefixtures("_installed")
+@pytest.mark.parametrize(
+    ("give", "got"),
+    [
+        ("list", "got list"),
+        ("floats", r"got float64 of shape \(4,\)"),
+        ("shape", r"got int64 of shape \(4, 1\)"),
+        ("long", "all >= 0 and at most its longest_draft of 3, got 7"),
+        ("negative", "all >= 0 .*, got -3"),
+    ],
+)
+def test_what_a_plugin_gives_is_checked(give: str, got: str) -> None:
+    traces = iid_traces(0.5, np.random.default_rng(0), sequences=4, output_tokens=20)
+    with pytest.raises(
+        ScenarioError, match=rf"'bare' must give draft lengths as an integer array of shape \(4,\).*{got}"
+    ):
+        simulate(named({"policy": "plugin:bare", "settings": {"give": give}}), traces)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_the_future_is_for_oracles_alone_and_they_are_labelled() -> None:
+    traces = iid_traces(0.5, np.random.default_rng(0), sequences=4, output_tokens=20)
+    with pytest.raises(
+        ScenarioError, match=r"'peeking' reads 'future_run_length' of a round, .* knows: active, slots"
+    ):
+        simulate(named({"policy": "plugin:peeking"}), traces)
+    with pytest.raises(ScenarioError, match="longest_draft of plugin 'endless' must be a whole number >= 0"):
+        simulate(named({"policy": "plugin:endless"}), traces)
+    bound = simulate(named({"policy": "oracle"}), traces)
+    third = simulate(named({"policy": "plugin:foreseeing"}), traces)
+    for result in (bound, third):
+        assert result.summary["provenance"]["oracle"].startswith("stopping policy: knows the future")
+        assert result.summary["spec_decode_accepted_tokens"] == result.summary["spec_decode_draft_tokens"] > 0
+    assert third.summary["spec_decode_accepted_tokens"] < bound.summary["spec_decode_accepted_tokens"]
+    with pytest.raises(
+        ScenarioError, match=r"'foreseeing' must ask for no more than will be accepted, .* got 1 too many"
+    ):
+        simulate(named({"policy": "plugin:foreseeing", "settings": {"greedy": True}}), traces)
+
+
+def test_no_policy_is_given_an_array_of_what_is_to_come() -> None:
+    """Whatever a round holds, the runs to come are not among it, nor one attribute further down."""
+    traces = iid_traces(0.5, np.random.default_rng(0), sequences=6, output_tokens=40)
+    seen: list[set[str]] = []
+
+    class Watching(Fixed):
+        def draft_tokens(self, round_: Round) -> IntArray:
+            held = {name: getattr(round_, name) for name in Round.__slots__}
+            seen.append({name for name, value in held.items() if isinstance(value, np.ndarray)})
+            return super().draft_tokens(round_)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulator.stopping.make.Fixed", Watching)
+        simulate(named({"policy": "fixed", "draft_tokens": 3}), traces)
+    assert seen
+    assert set().union(*seen) == {"slots", "position", "context", "cursor"}
 
 
 # --- facts
