@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from calibration.errors import ScenarioError, TraceError, did_you_mean
 from calibration.tomlfile import read_toml, sentences
 from calibration.traces import bundled_path
-from calibration.traces.manifest import parse_manifest
+from calibration.traces.traceset import read_domains, read_manifest
 from simulator.keys.settings import as_table
 from simulator.routing.drafter_settings import unknown_names
 from simulator.scenario import Scenario, cross_faults
@@ -99,9 +99,6 @@ def _domains(data: Mapping[str, Any]) -> list[tuple[str, Iterable[Any]]]:
 
 def _trace_faults(data: Mapping[str, Any], folder: Path) -> list[str]:
     """Check names against the manifest and the domains only: nothing heavy is read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     traces = data.get("traces")
     if not isinstance(traces, Mapping):
         return []
@@ -113,13 +110,10 @@ def _trace_faults(data: Mapping[str, Any], folder: Path) -> list[str]:
             root = folder / path
         else:
             return []
-        file = root / "manifest.json"
-        if not file.is_file():
+        if not (root / "manifest.json").is_file():
             raise TraceError(f"{root}: no TraceSet there (no manifest.json)")
-        manifest = parse_manifest(file.read_text(encoding="utf-8"), file)
-        domains = pq.read_table(root / "sequences.parquet", columns=["domain"])["domain"].to_pylist()
+        manifest, _ = read_manifest(root)
+        domains = read_domains(root, manifest)
     except TraceError as fault:
         return [f"traces: {fault}"]
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
-        return []  # simulate() reads the whole set and tells what is broken in it
     return name_faults(data, manifest.drafter_names, domains)

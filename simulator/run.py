@@ -77,6 +77,7 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
         **_fleet(scenario, places, fleet, record, requests, iterations),
         "costs": prices.describe(),
         "provenance": _provenance(scenario, traces.manifest, sequences, replay, prices)
+        | identity(traces)
         | _workload_provenance(scenario, source)
         | placement_provenance(places[0].scenario.placement)
         | _oracles(places),
@@ -200,7 +201,16 @@ def _provenance(
         "device": manifest.device.name,
         "sequences": len(sequences),
         "traces_created": manifest.created,
-        "tables_sha256": {name: table.sha256 for name, table in manifest.tables.items()},
+    }
+
+
+def identity(traces: TraceSet) -> dict[str, Any]:
+    """Say which recording it was, by content, and what of it is not as it was written or cannot be known to be."""
+    doubts = {"unverified_tables": traces.unverified, "edited_tables": traces.manifest.edited}
+    return {
+        "traces_sha256": traces.sha256,
+        "tables_sha256": traces.tables_sha256,
+        **{key: list(names) for key, names in doubts.items() if names},
     }
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 from numpy.random import Generator
 
@@ -155,3 +160,32 @@ def felt_traces(
     if rollouts:
         tables["rollouts"] = make_table("rollouts", rollouts)
     return TraceSet.build(manifest(), tables), paths
+
+
+def restate(folder: Path, marker: str = "manifest.json") -> None:
+    """State the sha256 of the tables in `folder` as they are now and leave all else, as a forger would."""
+    told = json.loads((folder / marker).read_text())
+    for name, info in told["tables"].items():
+        info["sha256"] = hashlib.sha256((folder / f"{name}.parquet").read_bytes()).hexdigest()
+    (folder / marker).write_text(json.dumps(told))
+
+
+def damages(data: bytes, rng: np.random.Generator, number: int) -> Iterator[bytes]:
+    """So many damaged copies: a flipped bit, a lost end, zeros over a stretch, another byte, bytes put in."""
+    while number:
+        place = int(rng.integers(len(data)))
+        length = int(rng.integers(1, 65))
+        match number % 5:
+            case 0:
+                found = data[:place] + bytes([data[place] ^ (1 << int(rng.integers(8)))]) + data[place + 1 :]
+            case 1:
+                found = data[:place]
+            case 2:
+                found = data[:place] + bytes(len(data[place : place + length])) + data[place + length :]
+            case 3:
+                found = data[:place] + rng.bytes(1) + data[place + 1 :]
+            case _:
+                found = data[:place] + rng.bytes(length) + data[place:]
+        if found != data:
+            number -= 1
+            yield found

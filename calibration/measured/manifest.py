@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calibration.traces.manifest import DeviceInfo, parse_versioned
+from calibration.traces.manifest import DeviceInfo, Sealing, TableInfo, parse_versioned
 
 SCHEMA_VERSION = 1
 """Schema of measured runs that this version writes, and the newest that it reads."""
@@ -34,7 +34,8 @@ class Manifest(_Strict):
     CPU time of the engine's thread (``thread-cpu``; idle time between arrivals is skipped) or ``wall`` time.
     `model`: what was served. `scenario_hash`: of the scenario beside it. `unknown`: what could not be seen from
     outside, one entry each. `counters`: how far the engine's own counters went over all repeats, by Prometheus name
-    and labels.
+    and labels. `tables`: rows and sha256 of the Parquet files, in the folder only; `sealed`: tables whose sha256 was
+    stated after the run was written, see `calibration.measured.run.seal`.
     """
 
     schema_version: Annotated[int, Field(ge=1)] = SCHEMA_VERSION
@@ -53,6 +54,8 @@ class Manifest(_Strict):
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     counters: dict[str, float] = Field(default_factory=dict)
+    tables: dict[str, TableInfo] = Field(default_factory=dict)
+    sealed: tuple[Sealing, ...] = ()
 
 
 def parse_manifest(text: str, path: Path) -> Manifest:

@@ -9,7 +9,6 @@ The folder is written whole or not at all. No torch needed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from calibration.checksums import parse_parquet, read_checked, sha256
 from calibration.errors import CalibrationError, did_you_mean
 from calibration.folder import fresh_folder
 from calibration.timing.cells import TORCH_NAMES, StepCell
@@ -123,7 +123,7 @@ class StepGrid:
                 path = scratch / f"{name}.parquet"
                 pq.write_table(getattr(self, name), path, compression="zstd", compression_level=9)
                 rows = getattr(self, name).num_rows
-                infos[name] = TableInfo(rows=rows, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+                infos[name] = TableInfo(rows=rows, sha256=sha256(path.read_bytes()))
             manifest = self.manifest.model_copy(update={"tables": infos})
             (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         return target
@@ -139,15 +139,10 @@ def read_grid(folder: str | os.PathLike[str]) -> StepGrid:
     tables = {}
     for name in TABLES:
         file = root / f"{name}.parquet"
-        try:
-            tables[name] = pq.read_table(file)
-        except FileNotFoundError:
-            raise CalibrationError(f"{file}: is missing") from None
-        except (pa.ArrowInvalid, OSError) as fault:
-            raise CalibrationError(f"{file}: not a readable Parquet file, truncated or damaged ({fault})") from None
         info = manifest.tables.get(name)
-        if info is not None and hashlib.sha256(file.read_bytes()).hexdigest() != info.sha256:
-            raise CalibrationError(f"{file}: must have the sha256 that manifest.json says, it was changed or damaged")
+        stated = None if info is None else info.sha256
+        data, _ = read_checked(file, stated, by="manifest.json", error=CalibrationError)
+        tables[name] = parse_parquet(data, file, error=CalibrationError, verified=stated is not None)
     return StepGrid.build(manifest, tables["steps"], tables["skipped"])
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from calibration.errors import TraceError, did_you_mean
 
@@ -121,14 +130,35 @@ class TableInfo(_Strict):
     """One Parquet file of the set: how many rows it holds and the sha256 of its bytes."""
 
     rows: Count
-    sha256: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Sealing(_Strict):
+    """Tables whose sha256 was stated after the set was written, when (ISO 8601), and what was different before."""
+
+    tables: tuple[str, ...]
+    sealed: str
+    reason: Literal["edited by hand", "no sha256 before"]
+
+
+def sealings(stated: Mapping[str, str], found: Mapping[str, str]) -> tuple[Sealing, ...]:
+    """Give what sealing has to say of the names in `found` (sha256 by name), where something else or none is stated."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    edited = tuple(name for name in found if name in stated and stated[name] != found[name])
+    unstated = tuple(name for name in found if name not in stated)
+    told = (
+        Sealing(tables=edited, sealed=when, reason="edited by hand"),
+        Sealing(tables=unstated, sealed=when, reason="no sha256 before"),
+    )
+    return tuple(one for one in told if one.tables)
 
 
 class Manifest(_Strict):
     """Everything about a TraceSet that is not a table.
 
     ``kind`` is ``recorded`` (measured by ``paceline calibrate``) or ``imported`` (measured by others; see
-    ``import_format`` and ``unknown``, the list of what could not be known).
+    ``import_format`` and ``unknown``, the list of what could not be known). ``sealed``: see
+    `calibration.traces.traceset.seal`; left out of the file where there is none.
     """
 
     schema_version: Positive = SCHEMA_VERSION
@@ -148,6 +178,20 @@ class Manifest(_Strict):
     notes: tuple[str, ...] = ()
     costs: CostConstants | None = None
     tables: dict[str, TableInfo] = Field(default_factory=dict)
+    sealed: tuple[Sealing, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_seals(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = inner(self)
+        if not data.get("sealed"):
+            data.pop("sealed", None)  # so that versions of the schema that do not know it read on
+        return data
+
+    @property
+    def edited(self) -> tuple[str, ...]:
+        """Tables that were edited by hand after the set was written."""
+        hands = (one.tables for one in self.sealed if one.reason == "edited by hand")
+        return tuple(dict.fromkeys(name for tables in hands for name in tables))
 
     def drafter(self, name: str) -> DrafterInfo:
         """Give the drafter called `name`; `TraceError` if there is none."""

@@ -43,6 +43,7 @@ def _header(traces: TraceSet) -> RenderableType:
             f"{traces.sequences.num_rows:,} sequences, {traces.positions.num_rows:,} positions, "
             f"{traces.rollouts.num_rows:,} rollout steps, {traces.timings.num_rows:,} timings",
         ),
+        ("integrity", traces.integrity),
     ]
     for name, value in rows:
         lines.add_row(Text(name, style="dim"), Text(value))

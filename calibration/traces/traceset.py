@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from calibration.checksums import joint_sha256, parse_parquet, read_checked, sha256
 from calibration.errors import TraceError
-from calibration.folder import fresh_folder
-from calibration.traces.manifest import SCHEMA_VERSION, Manifest, TableInfo, parse_manifest
+from calibration.folder import fresh_folder, write_whole
+from calibration.traces.manifest import SCHEMA_VERSION, Manifest, Sealing, TableInfo, parse_manifest, sealings
 from calibration.traces.schema import TABLES, arrow_schema
 from calibration.traces.validate import validate
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MANIFEST = "manifest.json"
+FILES = (MANIFEST, *(f"{name}.parquet" for name in TABLES))
+"""The files of a TraceSet; whatever else lies in its folder is not read."""
 _DICTIONARY = {"sequence_id", "drafter", "model", "operation", "domain", "finish_reason"}
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was read from a folder: sha256 of the bytes parsed, by file, and tables whose sha256 is stated nowhere."""
+
+    files: Mapping[str, str]
+    unverified: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,8 @@ class TraceSet:
     positions: pa.Table
     rollouts: pa.Table
     timings: pa.Table
+    _read: _Read | None = field(default=None, init=False, repr=False, compare=False)
+    """None for a set made in memory, also one made from another by `dataclasses.replace`."""
 
     @classmethod
     def build(cls, manifest: Manifest, tables: dict[str, pa.Table]) -> TraceSet:
@@ -42,25 +57,53 @@ class TraceSet:
         complete = dict(tables)
         for optional in ("rollouts", "timings"):
             complete.setdefault(optional, arrow_schema(optional).empty_table())
-        return cls(manifest, **validate(manifest, complete))
+        return cls(manifest.model_copy(update={"tables": {}}), **validate(manifest, complete))
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> TraceSet:
         """Read and check the TraceSet in `folder`.
 
         Raises `TraceError` with file, column, row and rule for anything that breaks the contract: a file that
-        is missing or truncated, a newer schema, a missing column, a value out of its range.
+        is missing, whose sha256 is not the one in manifest.json, or truncated; a newer schema, a missing column, a
+        value out of its range. The sha256 of the bundled sets takes 1.1 to 2.4 ms, 4% of reading them. Sets whose
+        manifest states none are read, and say so: `unverified`.
         """
-        root = Path(folder)
-        path = root / "manifest.json"
-        if not path.is_file():
-            raise TraceError(f"{path}: not found; a TraceSet is a folder with manifest.json and Parquet tables")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise TraceError(f"{path}: not UTF-8 text") from None
-        manifest = parse_manifest(text, path)
-        return cls(manifest, **validate(manifest, {name: _read_table(root, name, manifest) for name in TABLES}))
+        manifest, digest = read_manifest(folder)
+        return _load(Path(folder), manifest, digest)
+
+    @cached_property
+    def sha256(self) -> str:
+        """What tells it from any other TraceSet: sha256 over its manifest and all its tables.
+
+        Of the bytes that were read; of the values, where it was made in memory (7 to 21 ms for the bundled sets).
+        """
+        if self._read is not None:
+            return joint_sha256(self._read.files)
+        values = {name: _values_sha256(getattr(self, name)) for name in TABLES}
+        told = self.manifest.model_dump_json(exclude={"tables"})
+        return joint_sha256({**values, MANIFEST: sha256(told.encode())})
+
+    @property
+    def tables_sha256(self) -> dict[str, str]:
+        """sha256 of the bytes of every table as they were read, by its name; empty for a set made in memory."""
+        return {} if self._read is None else {name: self._read.files[f"{name}.parquet"] for name in TABLES}
+
+    @property
+    def unverified(self) -> tuple[str, ...]:
+        """Tables that were read, but whose sha256 the manifest does not state, so that damage would not show."""
+        return () if self._read is None else self._read.unverified
+
+    @property
+    def integrity(self) -> str:
+        """Whether the tables are those that were written, in words: verified, unverified, edited by hand."""
+        if self._read is None:
+            return "made in memory, no files to verify"
+        verified = [name for name in TABLES if name not in self.unverified]
+        told = [f"sha256 of {', '.join(verified)} verified"] if verified else []
+        if self.unverified:
+            told.append(f"unverified: {', '.join(self.unverified)} (manifest.json says no sha256)")
+        told += [f"{one.reason}: {', '.join(one.tables)} (sealed {one.sealed})" for one in self.manifest.sealed]
+        return "; ".join(told)
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write the set to `folder`, which appears whole or not at all; give its path.
@@ -68,10 +111,10 @@ class TraceSet:
         A folder that already holds a TraceSet is replaced; any other existing folder is refused.
         """
         target = Path(folder)
-        with fresh_folder(target, "manifest.json", error=TraceError, what="TraceSet") as scratch:
+        with fresh_folder(target, MANIFEST, error=TraceError, what="TraceSet") as scratch:
             tables = {name: _write_table(getattr(self, name), scratch / f"{name}.parquet") for name in TABLES}
             manifest = self.manifest.model_copy(update={"schema_version": SCHEMA_VERSION, "tables": tables})
-            (scratch / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            (scratch / MANIFEST).write_text(_text(manifest), encoding="utf-8")
         return target
 
     def frame(self, table: str) -> pd.DataFrame:
@@ -80,6 +123,81 @@ class TraceSet:
             raise TraceError(f"{table}: no such table; choose from {', '.join(TABLES)}")
         frame: pd.DataFrame = getattr(self, table).to_pandas()
         return frame
+
+
+def seal(folder: str | os.PathLike[str]) -> tuple[Sealing, ...]:
+    """State the sha256 of the tables in `folder` as they lie there, after an edit on purpose; give what was new.
+
+    The whole contract is checked first; `TraceError` says what an edit broke, and nothing is written. The manifest
+    keeps which tables were edited by hand, or had no sha256 before, and when they were sealed.
+    """
+    root = Path(folder)
+    manifest, digest = read_manifest(root)
+    traces = _load(root, manifest.model_copy(update={"tables": {}}), digest)
+    found = traces.tables_sha256
+    new = sealings({name: info.sha256 for name, info in manifest.tables.items()}, found)
+    if new:
+        infos = {name: TableInfo(rows=getattr(traces, name).num_rows, sha256=found[name]) for name in TABLES}
+        changed = manifest.model_copy(update={"tables": infos, "sealed": (*manifest.sealed, *new)})
+        write_whole(root / MANIFEST, _text(changed))
+    return new
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> tuple[Manifest, str]:
+    """Read the manifest of the TraceSet in `folder`, and nothing else; give it and the sha256 of its bytes."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise TraceError(f"{path}: not found; a TraceSet is a folder with manifest.json and Parquet tables")
+    data, digest = read_checked(path, None, by="", error=TraceError)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise TraceError(f"{path}: not UTF-8 text") from None
+    return parse_manifest(text, path), digest
+
+
+def read_domains(folder: str | os.PathLike[str], manifest: Manifest) -> list[str]:
+    """Read the domains of all sequences of the TraceSet in `folder`, and nothing else of its tables."""
+    data, path, _ = _read_table(Path(folder), "sequences", manifest)
+    domains: list[str] = parse_parquet(data, path, error=TraceError, columns=["domain"])["domain"].to_pylist()
+    return domains
+
+
+def _load(root: Path, manifest: Manifest, digest: str) -> TraceSet:
+    """Read the tables beside `manifest`, whose own bytes have the sha256 `digest`, and check everything."""
+    tables, files = {}, {MANIFEST: digest}
+    for name in TABLES:
+        data, path, files[f"{name}.parquet"] = _read_table(root, name, manifest)
+        info = manifest.tables.get(name)
+        tables[name] = table = parse_parquet(data, path, error=TraceError, verified=info is not None)
+        if info is not None and info.rows != table.num_rows:
+            raise TraceError(f"{path}: must hold {info.rows} rows as manifest.json says, got {table.num_rows}")
+    traces = TraceSet(manifest, **validate(manifest, tables))
+    unverified = tuple(name for name in TABLES if name not in manifest.tables)
+    object.__setattr__(traces, "_read", _Read(files, unverified))
+    return traces
+
+
+def _read_table(root: Path, name: str, manifest: Manifest) -> tuple[bytes, Path, str]:
+    """Give bytes, path and sha256 of one table; `TraceError` where the sha256 is not what the manifest states."""
+    path, info = root / f"{name}.parquet", manifest.tables.get(name)
+    hint = f"; after an edit on purpose: paceline traces seal {root}"
+    data, digest = read_checked(
+        path, None if info is None else info.sha256, by=MANIFEST, error=TraceError, hint=hint
+    )
+    return data, path, digest
+
+
+def _text(manifest: Manifest) -> str:
+    return manifest.model_dump_json(indent=2) + "\n"
+
+
+def _values_sha256(table: pa.Table) -> str:
+    """Give the sha256 of the values of a table, however they lie in memory."""
+    sink, whole = pa.BufferOutputStream(), table.combine_chunks()
+    with pa.ipc.new_stream(sink, whole.schema) as stream:
+        stream.write_table(whole)
+    return sha256(sink.getvalue())
 
 
 def _write_table(table: pa.Table, path: Path) -> TableInfo:
@@ -94,22 +212,4 @@ def _write_table(table: pa.Table, path: Path) -> TableInfo:
         use_dictionary=names,
         column_encoding=split or None,
     )
-    return TableInfo(rows=table.num_rows, sha256=_sha256(path))
-
-
-def _read_table(root: Path, name: str, manifest: Manifest) -> pa.Table:
-    path = root / f"{name}.parquet"
-    if not path.is_file():
-        raise TraceError(f"{path}: is missing")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as fault:
-        raise TraceError(f"{path}: not a readable Parquet file, truncated or damaged ({fault})") from None
-    info = manifest.tables.get(name)
-    if info is not None and info.rows != table.num_rows:
-        raise TraceError(f"{path}: must hold {info.rows} rows as manifest.json says, got {table.num_rows}")
-    return table
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return TableInfo(rows=table.num_rows, sha256=sha256(path.read_bytes()))

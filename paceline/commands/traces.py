@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from paceline.terminal import read_traces, say
@@ -26,12 +28,32 @@ def show(folder: str) -> None:
 @traces.command()
 @click.argument("folder")
 def validate(folder: str) -> None:
-    """Check the TraceSet in FOLDER against the contract."""
+    """Check the TraceSet in FOLDER against the contract, and its tables against their sha256."""
     checked = read_traces(folder)
     rows = ", ".join(
         f"{getattr(checked, name).num_rows:,} {name}" for name in ("sequences", "positions", "rollouts", "timings")
     )
     click.echo(f"{folder}: keeps the contract ({rows})")
+    click.echo(f"{folder}: {checked.integrity}")
+
+
+@traces.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+def seal(folder: str) -> None:
+    """State the sha256 of the tables in FOLDER anew, after an edit on purpose.
+
+    FOLDER is a TraceSet or a measured run. The whole contract is checked first; the manifest then says which tables
+    were edited by hand, and so do `traces show` and every result.
+    """
+    from calibration.measured import run as measured
+    from calibration.traces import traceset
+
+    is_run = (Path(folder) / measured.MARKER).is_file()
+    new = (measured.seal if is_run else traceset.seal)(folder)
+    for one in new:
+        click.echo(f"{folder}: sealed {', '.join(one.tables)} ({one.reason})")
+    if not new:
+        click.echo(f"{folder}: every table has the sha256 that its manifest says, nothing to seal")
 
 
 @traces.command("list")

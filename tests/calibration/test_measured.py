@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from builders import damages, restate
 
 from calibration.errors import TraceError
 from calibration.measured import EngineInfo, Manifest, MeasuredRun
+from calibration.measured.run import seal as seal_run
 from calibration.traces import DeviceInfo
 
 MANIFEST = Manifest(
@@ -201,8 +204,31 @@ def test_a_table_of_somebody_elses_is_checked_too(tmp_path: Path) -> None:
     folder = build().write(tmp_path / "run")
     table = pq.read_table(folder / "requests.parquet")
     pq.write_table(table.drop_columns(["domain"]), folder / "requests.parquet")
+    with pytest.raises(TraceError, match=r"requests\.parquet: must have the sha256 that measured\.json says"):
+        MeasuredRun.read(folder)
+    restate(folder, "measured.json")
     with pytest.raises(TraceError, match=r"requests\.parquet: column 'domain': is missing"):
         MeasuredRun.read(folder)
+
+
+def test_damaged_measured_runs_are_refused_and_edits_sealed(tmp_path: Path) -> None:
+    folder, rng = build().write(tmp_path / "run"), np.random.default_rng(3)
+    for name in ("requests", "steps"):
+        path = folder / f"{name}.parquet"
+        whole = path.read_bytes()
+        for damaged in damages(whole, rng, 40):
+            path.write_bytes(damaged)
+            with pytest.raises(TraceError, match=rf"{name}\.parquet: (must have the sha256|not a readable)"):
+                MeasuredRun.read(folder)
+        path.write_bytes(whole)
+    pq.write_table(pq.read_table(folder / "steps.parquet").slice(0, 4), folder / "steps.parquet")
+    assert [one.tables for one in seal_run(folder)] == [("steps",)]
+    found = MeasuredRun.read(folder)
+    assert (found.unverified, found.manifest.sealed[0].reason) == ((), "edited by hand")
+    told = json.loads((folder / "measured.json").read_text())
+    del told["tables"]
+    (folder / "measured.json").write_text(json.dumps(told))
+    assert MeasuredRun.read(folder).unverified == ("requests", "steps")
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:

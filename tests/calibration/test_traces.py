@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from builders import iid_traces, manifest
+from builders import iid_traces, manifest, restate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -126,6 +126,7 @@ def _replace(folder: Path, table: str, column: str, values: object, dtype: pa.Da
     index = old.column_names.index(column)
     array = pa.array(values, type=dtype or old.schema.field(column).type)
     pq.write_table(old.set_column(index, column, array), path)
+    restate(folder)
 
 
 BROKEN = {
@@ -173,6 +174,7 @@ def test_wrong_type_is_refused(folder: Path) -> None:
 def test_missing_column_is_refused(folder: Path) -> None:
     path = folder / "sequences.parquet"
     pq.write_table(pq.read_table(path).drop_columns("domain"), path)
+    restate(folder)
     with pytest.raises(TraceError, match=r"sequences.parquet: column 'domain': is missing"):
         TraceSet.read(folder)
 
@@ -181,6 +183,7 @@ def test_surplus_column_is_refused(folder: Path) -> None:
     path = folder / "sequences.parquet"
     table = pq.read_table(path)
     pq.write_table(table.append_column("extra", pa.array([1, 2])), path)
+    restate(folder)
     with pytest.raises(TraceError, match=r"column 'extra': no such column"):
         TraceSet.read(folder)
 
@@ -197,6 +200,7 @@ def test_truncated_parquet_is_refused(folder: Path, kept: float) -> None:
 def test_lost_rows_are_refused(folder: Path) -> None:
     path = folder / "positions.parquet"
     pq.write_table(pq.read_table(path).slice(0, 4), path)
+    restate(folder)
     with pytest.raises(TraceError, match=r"must hold 8 rows as manifest.json says, got 4"):
         TraceSet.read(folder)
 
