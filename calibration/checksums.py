@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from calibration.errors import PacelineError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MAGIC = b"PAR1"
 """How every Parquet file begins and ends."""
@@ -28,6 +29,19 @@ def sha256(data: bytes) -> str:
 def joint_sha256(files: Mapping[str, str]) -> str:
     """Give one sha256 for several files: over their names and their own sha256, in the order of their names."""
     return sha256(json.dumps(sorted(files.items())).encode())
+
+
+def file_sha256(path: Path) -> str:
+    """Give the sha256 of the file `path`, ``missing`` where there is none to be read."""
+    try:
+        return sha256(path.read_bytes())
+    except OSError:
+        return "missing"
+
+
+def folder_sha256(folder: Path, files: Sequence[str]) -> str:
+    """Give one sha256 for these `files` of `folder`, and no other."""
+    return joint_sha256({name: file_sha256(folder / name) for name in files})
 
 
 def read_checked(
@@ -65,6 +79,9 @@ def parse_parquet(
 
     Unless `verified`, every value is looked at for damage that Parquet itself lets pass (text that is no text).
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
         table.validate(full=not verified)

@@ -12,6 +12,7 @@ import simpy
 from calibration.errors import ExtrapolationWarning, ScenarioError
 from calibration.traces import Manifest, TraceSet, bundled
 from calibration.version import paceline_version
+from simulator.inputs import traces_identity
 from simulator.keys.fleet_settings import OracleShortest
 from simulator.keys.workload_settings import block_tokens
 from simulator.loading import name_faults
@@ -43,6 +44,7 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
     Raises `ScenarioError`, `TraceError`, `ReplayError` or `CostError`; warns with `ExtrapolationWarning`, once,
     where iterations were priced outside of what was measured.
     """
+    inputs = scenario.inputs_sha256(without="traces")
     traces = traces if traces is not None else read_traces(scenario)
     _check_names(scenario, traces)
     sequences = select_sequences(traces, domains=scenario.traces.domains, drafter=drafter_names(scenario))
@@ -77,7 +79,8 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
         **_fleet(scenario, places, fleet, record, requests, iterations),
         "costs": prices.describe(),
         "provenance": _provenance(scenario, traces.manifest, sequences, replay, prices)
-        | identity(traces)
+        | traces_identity(traces)
+        | ({"inputs_sha256": inputs} if inputs else {})
         | _workload_provenance(scenario, source)
         | placement_provenance(places[0].scenario.placement)
         | _oracles(places),
@@ -201,16 +204,6 @@ def _provenance(
         "device": manifest.device.name,
         "sequences": len(sequences),
         "traces_created": manifest.created,
-    }
-
-
-def identity(traces: TraceSet) -> dict[str, Any]:
-    """Say which recording it was, by content, and what of it is not as it was written or cannot be known to be."""
-    doubts = {"unverified_tables": traces.unverified, "edited_tables": traces.manifest.edited}
-    return {
-        "traces_sha256": traces.sha256,
-        "tables_sha256": traces.tables_sha256,
-        **{key: list(names) for key, names in doubts.items() if names},
     }
 
 

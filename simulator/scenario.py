@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from calibration.traces.manifest import FractionOfVerify, LinearCost
+from simulator.inputs import BundledTraces, Placed, RunFolder, TraceFolder
 from simulator.keys.cost_settings import Roofline
 from simulator.keys.engine_settings import EngineKeys, EngineSettings, engine_faults
 from simulator.keys.fleet_settings import Batching, Outages, Routing, fleet_faults
@@ -21,7 +18,6 @@ from simulator.keys.stopping_settings import NoSpeculation, Stopping, spelled_ou
 from simulator.keys.workload_rules import workload_faults
 from simulator.keys.workload_settings import Workload
 from simulator.routing.drafter_settings import routes_drafters
-from simulator.toml import dumps
 
 
 class TraceSource(Section):
@@ -30,8 +26,8 @@ class TraceSource(Section):
     `path` is relative to the scenario file. `domains` keeps only the sequences of these domains.
     """
 
-    bundled: str | None = None
-    path: str | None = None
+    bundled: BundledTraces | None = None
+    path: TraceFolder | None = None
     domains: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
 
 
@@ -68,7 +64,7 @@ class Observed(Section):
     """
 
     kind: Literal["observed"]
-    runs: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    runs: Annotated[tuple[RunFolder, ...], Field(min_length=1, strict=False)]
 
 
 VerifierCost = Annotated[Measured | Stated | Observed | Roofline | LinearCost, Field(discriminator="kind")]
@@ -142,7 +138,7 @@ class Replica(EngineKeys):
         return spelled_out(stopping)
 
 
-class Scenario(Section):
+class Scenario(Placed):
     """One simulation, complete: same scenario, same TraceSet, same version, same bytes."""
 
     name: str = "unnamed"
@@ -160,9 +156,6 @@ class Scenario(Section):
     routing: Routing | None = None
     replica: Annotated[tuple[Replica, ...], Field(strict=False)] | None = None
 
-    _folder: Path = PrivateAttr(default=Path())
-    """What relative paths are relative to."""
-
     @field_validator("stopping", mode="before")
     @classmethod
     def _plugin_by_name(cls, stopping: Any) -> Any:
@@ -179,54 +172,6 @@ class Scenario(Section):
     def speculates(self) -> bool:
         """Whether its policy drafts at all."""
         return self.stopping.policy != "none"
-
-    def locate(self, path: str) -> Path:
-        """Give the place of a path written in the scenario."""
-        return self._folder / path
-
-    def placed(self, folder: str | os.PathLike[str]) -> Self:
-        """Give the same scenario with its relative paths meant relative to `folder`."""
-        copy = self.model_copy()
-        copy._folder = Path(folder)
-        return copy
-
-    @property
-    def hash(self) -> str:
-        """sha256 of every setting, defaults included; of paths only the last part, so that folders may move."""
-        data = self.model_dump(mode="json", exclude_none=True)
-        data |= _with_paths(_placed_parts(data), lambda path: PurePath(path).name)
-        return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    def to_toml(self, folder: str | os.PathLike[str] | None = None) -> str:
-        """Give it as TOML, defaults filled in; relative paths are rewritten to start from `folder`."""
-        data = self.model_dump(mode="json", exclude_none=True)
-        if folder is not None:
-            data |= _with_paths(_placed_parts(data), lambda path: self._from(folder, path))
-        return dumps(data)
-
-    def _from(self, folder: str | os.PathLike[str], path: str) -> str:
-        return path if Path(path).is_absolute() else Path(os.path.relpath(self.locate(path), folder)).as_posix()
-
-
-def _placed_parts(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the parts of a scenario that may hold paths."""
-    placed = ("traces", "workload", "costs", "routing", "replica")
-    return {section: data[section] for section in placed if section in data}
-
-
-def _with_paths(table: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Give `table` with every path in it, at any depth, changed."""
-    changed: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            changed[key] = _with_paths(value, change)
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            changed[key] = [_with_paths(item, change) for item in value]
-        elif key == "runs":
-            changed[key] = [change(path) for path in value]
-        else:
-            changed[key] = change(value) if key == "path" or key.endswith("_path") else value
-    return changed
 
 
 def cross_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -123,7 +123,7 @@ class Runs:
             for i, outcome in self._outcomes(missing, todo, scenarios, until):
                 self._keep(todo[i], outcome)
                 self.made += 1
-                if cells is not None and outcome.fault is None:
+                if cells is not None and outcome.fault is None and cell_key(scenarios[i], shared) == keys[i]:
                     said = tuple((kind.__name__, text) for kind, text in outcome.said)
                     cells.put(keys[i], scenarios[i], StoredCell(outcome.summary, said))
                 done += 1

@@ -182,9 +182,7 @@ def _read_table(root: Path, name: str, manifest: Manifest) -> tuple[bytes, Path,
     """Give bytes, path and sha256 of one table; `TraceError` where the sha256 is not what the manifest states."""
     path, info = root / f"{name}.parquet", manifest.tables.get(name)
     hint = f"; after an edit on purpose: paceline traces seal {root}"
-    data, digest = read_checked(
-        path, None if info is None else info.sha256, by=MANIFEST, error=TraceError, hint=hint
-    )
+    data, digest = read_checked(path, None if info is None else info.sha256, by=MANIFEST, error=TraceError, hint=hint)
     return data, path, digest
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from calibration.errors import ScenarioError, did_you_mean
 from calibration.tomlfile import read_toml, sentences
@@ -25,13 +23,13 @@ from simulator.cascade.settings import (
     Stage,
     Threshold,
 )
+from simulator.inputs import Placed
 from simulator.keys.fleet_settings import Routing
 from simulator.keys.settings import Section
 from simulator.scenario import Replica, Scenario, TraceSource, cross_faults
-from simulator.toml import dumps
 
 
-class CascadeScenario(Section):
+class CascadeScenario(Placed):
     """One simulation of a cascade, complete: same scenario, same files, same version, same bytes."""
 
     name: str = "unnamed"
@@ -43,9 +41,6 @@ class CascadeScenario(Section):
     handover: Handover = Recompute()
     slo: AnswerObjectives | None = None
     stage: Annotated[tuple[Stage, ...], Field(min_length=1, strict=False)]
-
-    _folder: Path = PrivateAttr(default=Path())
-    """What relative paths are relative to."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -62,16 +57,6 @@ class CascadeScenario(Section):
     def stages(self) -> tuple[str, ...]:
         """Names of the stages, in order."""
         return tuple(stage.name for stage in self.stage)
-
-    def locate(self, path: str) -> Path:
-        """Give the place of a path written in the scenario."""
-        return self._folder / path
-
-    def placed(self, folder: str | os.PathLike[str]) -> Self:
-        """Give the same scenario with its relative paths meant relative to `folder`."""
-        copy = self.model_copy()
-        copy._folder = Path(folder)
-        return copy
 
     def of_stage(self, stage: Stage) -> Scenario:
         """Give the scenario that holds for `stage` alone, serving the whole workload."""
@@ -92,20 +77,6 @@ class CascadeScenario(Section):
             "routing": None if stage.routing is None else Routing(replica=stage.routing),
             "replica": (Replica(name=stage.name, count=stage.replicas),),
         }
-
-    @property
-    def hash(self) -> str:
-        """sha256 of every setting, defaults included; of paths only the last part, so that folders may move."""
-        data = _with_paths(self.model_dump(mode="json", exclude_none=True), lambda path: PurePath(path).name)
-        return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-    def to_toml(self, folder: str | os.PathLike[str]) -> str:
-        """Give it as TOML, defaults filled in; relative paths are rewritten to start from `folder`."""
-
-        def moved(path: str) -> str:
-            return path if Path(path).is_absolute() else Path(os.path.relpath(self.locate(path), folder)).as_posix()
-
-        return dumps(_with_paths(self.model_dump(mode="json", exclude_none=True), moved))
 
 
 def load_cascade(path: str | os.PathLike[str]) -> CascadeScenario:
@@ -183,20 +154,3 @@ def _kv_faults(scenario: CascadeScenario) -> list[str]:
     if not deeper and scenario.handover.hidden_bytes_per_token is not None:
         faults.append("handover.hidden_bytes_per_token: must be left out where all stages have the same layers")
     return faults
-
-
-def _with_paths(table: Any, change: Callable[[str], str]) -> Any:
-    """Give `table` with every path in it, at any depth, changed."""
-    if isinstance(table, list):
-        return [_with_paths(item, change) for item in table]
-    if not isinstance(table, dict):
-        return table
-    changed: dict[str, Any] = {}
-    for key, value in table.items():
-        if key == "path":
-            changed[key] = change(value)
-        elif key == "runs":
-            changed[key] = [change(path) for path in value]
-        else:
-            changed[key] = _with_paths(value, change)
-    return changed

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from simulator.inputs import InputFile
 from simulator.keys.engine_settings import EngineSettings
 from simulator.keys.fleet_settings import Batching, ReplicaRouting
 from simulator.keys.settings import Count, Positive, Seconds, Section
@@ -26,7 +27,7 @@ class Items(Section):
     ``cost`` in a unit of its own, and signals. Requests take the items in turn, as the workload says.
     """
 
-    path: str | None = None
+    path: InputFile | None = None
     prompt_tokens: Count | None = None
 
 
@@ -56,7 +57,7 @@ class Assigned(Section):
     """
 
     kind: Literal["assigned"]
-    path: str
+    path: InputFile
 
 
 Policy = Annotated[Always | Threshold | Assigned, Field(discriminator="kind")]

@@ -14,6 +14,7 @@ from simulator.cascade.desk import Desk
 from simulator.cascade.items import ItemTable
 from simulator.cascade.scenario import CascadeScenario
 from simulator.cascade.settings import AnswerObjectives, Stage
+from simulator.inputs import traces_identity
 from simulator.playback.replay import SequenceTable
 from simulator.results.metrics import acceptance, request_latencies, spread
 from simulator.results.record import Record, iterations_table, requests_table
@@ -204,13 +205,14 @@ def _provenance(scenario: CascadeScenario, table: ItemTable, entry: Source, runs
         "items": {"count": len(table), "sha256": table.sha256},
         "workload": entry.provenance,
         "handover": scenario.handover.kind,
+        "inputs_sha256": scenario.inputs_sha256(),
         "stages": {
             run.stage.name: {
                 "costs": run.places[0].prices.verify.describe().get("kind", "stated linear constants"),
                 "acceptance": "nothing is drafted"
                 if run.places[0].policy is None
                 else "approximation: recorded sequences of the item's domain, not of the item",
-                "tables_sha256": {name: t.sha256 for name, t in run.places[0].traces.manifest.tables.items()},
+                **traces_identity(run.places[0].traces),
             }
             for run in runs
         },

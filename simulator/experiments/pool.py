@@ -25,7 +25,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Set to 1 for workers: one thread each is fastest where every core has a worker."""
 
 _given: TraceSet | None = None
-_kept: dict[tuple[str | None, str | None], TraceSet] = {}
+_kept: dict[tuple[str, ...], TraceSet] = {}
 """In a worker: the TraceSet it was started with, and those it read last."""
 _KEEP = 4
 
@@ -142,9 +142,8 @@ def run_one(scenario: Scenario, traces: TraceSet | None = None) -> Outcome:
 
 
 def _read(scenario: Scenario) -> TraceSet:
-    """Read the TraceSet of `scenario`, unless it was read a moment ago."""
-    source = scenario.traces
-    key = (source.bundled, None if source.path is None else str(scenario.locate(source.path).resolve()))
+    """Read the TraceSet of `scenario`, unless the same files were read a moment ago."""
+    key = tuple(digest for place, digest in scenario.inputs_sha256().items() if place.startswith("traces."))
     if key not in _kept:
         while len(_kept) >= _KEEP:
             del _kept[next(iter(_kept))]

@@ -11,18 +11,24 @@ import json
 import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from calibration.errors import ScenarioError
-from calibration.traces import TABLES, TraceSet
+from calibration.checksums import file_sha256, sha256
+from calibration.errors import PacelineWarning, ScenarioError
+from calibration.traces import TraceSet
+from calibration.version import code_sha256
 from calibration.version import paceline_version as package_version
+from simulator.keys.stopping_settings import Plugin
 from simulator.scenario import Scenario
+from simulator.stopping.plugins import plugin_sha256
+
+KEYS = "2: code, and the content of all that a scenario names"
+"""What keys of cells cover. Cells kept under another are never found again."""
 
 
 def _create_cells(connection: sqlite3.Connection) -> None:
@@ -42,7 +48,21 @@ def _create_cells(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_cells,)
+def _checked_cells(connection: sqlite3.Connection) -> None:
+    """Add what tells damage and older keys: the sha256 of what is kept, and what the key of a row covers."""
+    for column in ("sha256 TEXT", "keys TEXT"):
+        connection.execute(f"ALTER TABLE cells ADD COLUMN {column}")
+    older = int(connection.execute("SELECT count(*) FROM cells").fetchone()[0])
+    if older:
+        warnings.warn(
+            f"{older} cells of the store were kept by an older paceline, whose keys did not cover the code and every "
+            "file that a scenario reads; they stay in the file, and are run again where they are asked for",
+            PacelineWarning,
+            stacklevel=2,
+        )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create_cells, _checked_cells)
 """Numbered from 1; applied in order, each once. Only ever append."""
 
 
@@ -129,29 +149,48 @@ class Store:
         return int(self._connection.execute("SELECT count(*) FROM cells").fetchone()[0])
 
     def get(self, keys: Iterable[str]) -> dict[str, StoredCell]:
-        """Give the cells among `keys` that are finished."""
-        found = {}
+        """Give the cells among `keys` that are finished.
+
+        A row that is not as it was written is left out, with a `PacelineWarning`, so that it is run again.
+        """
+        found, damaged = {}, 0
         for key in keys:
-            row = self._connection.execute("SELECT summary, warnings FROM cells WHERE key = ?", (key,)).fetchone()
-            if row is not None:
+            row = self._connection.execute(
+                "SELECT summary, warnings, sha256 FROM cells WHERE key = ? AND keys = ?", (key, KEYS)
+            ).fetchone()
+            if row is not None and row[2] == _row_sha256(key, row[0], row[1]):
                 said = tuple((category, text) for category, text in json.loads(row[1]))
                 found[key] = StoredCell(json.loads(row[0]), said)
+            elif row is not None:
+                damaged += 1
+        if damaged:
+            text = (
+                f"{self._place}: {damaged} cells are not as they were written, damaged or edited; they are run again"
+            )
+            warnings.warn(text, PacelineWarning, stacklevel=2)
         return found
 
     def put(self, key: str, scenario: Scenario, cell: StoredCell) -> None:
         """Keep a finished cell; the same cell again replaces it."""
+        summary, said = json.dumps(cell.summary, allow_nan=False), json.dumps(cell.warnings)
         row = (
             key,
             scenario.hash,
             package_version(),
             str(scenario.seed),
             scenario.to_toml(),
-            json.dumps(cell.summary, allow_nan=False),
-            json.dumps(cell.warnings),
+            summary,
+            said,
             _now(),
+            _row_sha256(key, summary, said),
+            KEYS,
         )
         with self._transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+            connection.execute(f"INSERT OR REPLACE INTO cells VALUES ({', '.join('?' * len(row))})", row)
+
+
+def _row_sha256(key: str, summary: str, said: str) -> str:
+    return sha256(json.dumps([key, summary, said]).encode())
 
 
 def _now() -> str:
@@ -159,43 +198,45 @@ def _now() -> str:
 
 
 def cell_key(scenario: Scenario, traces: str | None = None) -> str:
-    """Give what identifies a cell: sha256 over the hash of its scenario (seed included), the version of paceline,
-    and the content of every file that the scenario names, or `traces`, the `traces_hash` of what replaces them.
+    """Give what identifies a cell: sha256 over the hash of its scenario (seed included), the version of paceline, the
+    code that computes it (plug-ins too), and the content of everything that the scenario names, or `traces`, the
+    `traces_hash` of what replaces its TraceSet.
     """
-    data = scenario.model_dump(mode="json", exclude_none=True)
-    if traces is not None:
-        data["traces"] = {}
-    files = sorted(f"{place}={digest}" for place, digest in _files(data, scenario))
-    parts = [scenario.hash, str(scenario.seed), package_version(), traces or "", *files]
+    inputs = scenario.inputs_sha256(without=None if traces is None else "traces")
+    parts = [
+        KEYS,
+        scenario.hash,
+        str(scenario.seed),
+        package_version(),
+        code_sha256(),
+        traces or "",
+        *sorted(f"{place}={digest}" for place, digest in {**inputs, **_plugin(scenario)}.items()),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _files(data: Mapping[str, Any], scenario: Scenario, place: str = "") -> Iterator[tuple[str, str]]:
-    """Give (place in the scenario, sha256) of everything it names by a path; of a TraceSet, the manifest's."""
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _files(value, scenario, f"{place}{name}.")
-        elif isinstance(value, list):
-            tables = {str(i): item for i, item in enumerate(value) if isinstance(item, Mapping)}
-            yield from _files(tables, scenario, f"{place}{name}.")
-        elif isinstance(value, str) and (name == "path" or name.endswith("_path")):
-            file = scenario.locate(value)
-            file = file / "manifest.json" if file.is_dir() else file
-            if file.is_file():
-                yield f"{place}{name}", hashlib.sha256(file.read_bytes()).hexdigest()
-        elif isinstance(value, str) and f"{place}{name}" == "traces.bundled":
-            from calibration.traces import bundled_path
+def _plugin(scenario: Scenario) -> dict[str, str]:
+    """Give the sha256 of the code of third parties' policies in `scenario`, and of files that their settings name."""
+    found = {}
+    replicas = [(f"replica[{i}].", one.stopping) for i, one in enumerate(scenario.replica or ())]
+    for place, stopping in (("", scenario.stopping), *replicas):
+        if isinstance(stopping, Plugin):
+            found[f"{place}stopping.policy"] = plugin_sha256(stopping.name)
+            for text in _texts(stopping.settings):
+                for file in (scenario.locate(".") / text, Path(text)):
+                    if file.is_file():
+                        found[f"{place}stopping.settings={text}"] = file_sha256(file)
+    return found
 
-            yield "traces.bundled", hashlib.sha256((bundled_path(value) / "manifest.json").read_bytes()).hexdigest()
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def traces_hash(traces: TraceSet) -> str:
-    """Give the sha256 of a TraceSet in memory: its manifest and the content of its tables."""
-    digest = hashlib.sha256(traces.manifest.model_dump_json(exclude={"tables"}).encode())
-    for name in TABLES:
-        sink = pa.BufferOutputStream()
-        table = getattr(traces, name).combine_chunks()
-        with pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
-        digest.update(sink.getvalue())
-    return digest.hexdigest()
+    """Give what tells a TraceSet from every other: the sha256 of its manifest and of the content of its tables."""
+    return traces.sha256

@@ -128,8 +128,9 @@ def run_sweep(
 ) -> SweepResult:
     """Run the cells of `plan` that `store` (a sqlite file; default: none) does not have yet; give all of them.
 
-    A cell is the same if its scenario (seed included), the version of paceline and the content of every file it
-    names are the same. Every cell is kept when it ends: after Ctrl-C or a crash the same call goes on from there.
+    A cell is the same if its scenario (seed included), the version and the code of paceline, and the content of
+    every file it reads are the same. Every cell is kept when it ends: after Ctrl-C or a crash the same call goes on
+    from there.
     `traces` replaces the TraceSets that the scenarios name; `progress` hears (cells done, cells in all). The result
     does not depend on `workers`.
 
@@ -151,6 +152,8 @@ def run_sweep(
                 i = missing[number]
                 if outcome.fault is not None:
                     faults[i] = outcome.fault
+                elif cell_key(plan.cells[i].scenario, shared) != keys[i]:
+                    faults[i] = ScenarioError("a file that it reads was changed while the sweep ran; run it again")
                 else:
                     done[keys[i]] = _kept(outcome)
                     cells.put(keys[i], plan.cells[i].scenario, done[keys[i]])

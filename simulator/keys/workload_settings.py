@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from simulator.inputs import InputFile
 from simulator.keys.settings import Count, Positive, Seconds, Section
 
 Order = Literal["trace", "shuffled"]
@@ -66,7 +67,7 @@ class SampledLengths(Section):
     """Rows of a CSV file (prompt and output together), drawn with replacement: ShareGPT-like samples."""
 
     kind: Literal["samples"]
-    path: str
+    path: InputFile
     prompt_column: str = "prompt_tokens"
     output_column: str = "output_tokens"
 
@@ -177,8 +178,8 @@ class ClientMixture(Bound, Limited):
     """
 
     kind: Literal["clients"]
-    path: str
-    lengths_path: str | None = None
+    path: InputFile
+    lengths_path: InputFile | None = None
     category: str | None = None
     clients: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
     client_domains: dict[str, str] | None = None
@@ -197,7 +198,7 @@ class TraceArrivals(Bound, Limited):
 
     kind: Literal["trace"]
     format: Literal["azure", "mooncake", "burstgpt", "csv"]
-    path: str
+    path: InputFile
     requests: Count | None = None
     order: Order = "trace"
 
@@ -211,7 +212,7 @@ class ArrivalFile(Limited):
     """
 
     kind: Literal["csv"]
-    path: str
+    path: InputFile
     requests: Count | None = None
 
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from calibration.checksums import folder_sha256
 from calibration.errors import CostError, TraceError
 from calibration.measured import Manifest, MeasuredRun
-from calibration.measured.run import MARKER
+from calibration.measured.run import FILES, MARKER
 from simulator.arrays import FloatArray, IntArray
 
 Keys = Sequence[NDArray[Any]]
@@ -70,11 +71,11 @@ class EngineSteps:
     """The steps of measured runs of one engine; `names` are those of their folders.
 
     `table` has the columns of `calibration.measured.schema.STEPS` and `run`, the index of the run of each step. Two
-    are equal where they were read from the same `places` (folder, when it was written).
+    are equal where they were read from the same `places` (folder, sha256 of its files).
     """
 
     names: tuple[str, ...]
-    places: tuple[tuple[str, int], ...]
+    places: tuple[tuple[str, str], ...]
     table: pa.Table = field(compare=False, repr=False)
 
     def of(self, model: str, *operations: str) -> pa.Table:
@@ -122,16 +123,15 @@ def _identity(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _place(folder: Path, where: str) -> tuple[str, int]:
-    marker = folder / MARKER
-    if not marker.is_file():
+def _place(folder: Path, where: str) -> tuple[str, str]:
+    if not (folder / MARKER).is_file():
         raise CostError(f"{where}: no measured run there (no {MARKER}), got '{folder}'")
-    return str(folder.resolve()), marker.stat().st_mtime_ns
+    return str(folder.resolve()), folder_sha256(folder, FILES)
 
 
 @functools.lru_cache(maxsize=64)
-def _steps_of(folder: str, changed_ns: int) -> tuple[Manifest, pa.Table]:
-    """Read a run; kept while its marker does not change, as the prices of many scenarios come from the same runs."""
+def _steps_of(folder: str, content: str) -> tuple[Manifest, pa.Table]:
+    """Read a run; kept while its files do not change, as the prices of many scenarios come from the same runs."""
     run = MeasuredRun.read(folder)
     return run.manifest, run.steps
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from calibration.errors import did_you_mean
+from simulator.inputs import InputFile
 from simulator.keys.settings import Count, Positive, Section, as_table
 from simulator.routing.hybrid_settings import ContextMatch, Forecast
 
@@ -62,7 +63,7 @@ class Assigned(Candidates):
     """
 
     policy: Literal["assigned"]
-    path: str
+    path: InputFile
 
 
 class ByConfidence(Candidates):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -12,9 +13,14 @@ from calibration.errors import ScenarioError, did_you_mean
 from simulator.arrays import IntArray
 from simulator.serving.round import Played, Round
 from simulator.stopping.base import OraclePolicy, Policy, StoppingPolicy
+from calibration.checksums import joint_sha256
+from calibration.errors import ScenarioError, did_you_mean
+from calibration.version import package_files
+from simulator.stopping.base import StoppingPolicy
 
 GROUP = "paceline.stopping"
 """The entry point group."""
+_UNSEEN = uuid.uuid4().hex
 
 
 def plugin_policy(name: str, settings: Mapping[str, Any], max_num_seqs: int) -> StoppingPolicy:
@@ -118,3 +124,15 @@ def _lengths(name: str, asked: Any, round_: Round, longest: int | None) -> IntAr
         worst = asked.min() if asked.min() < 0 else asked.max()
         raise ScenarioError(f"{rule}, all >= 0{most}, got {worst}")
     return asked.astype(np.int64, copy=False)
+
+
+def plugin_sha256(name: str) -> str:
+    """Give the sha256 of the code behind the entry point `name`: every file of the package that it comes from.
+
+    A plug-in whose code cannot be seen has another one in every process, so that nothing kept of it is used again.
+    """
+    found = {}
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            found |= {"point": point.value} | package_files(point.module.partition(".")[0])
+    return joint_sha256(found) if len(found) > 1 else _UNSEEN

