@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,16 +16,29 @@ if TYPE_CHECKING:
     from calibration import TraceSet
 
 Progress = Callable[[str, int, int], None]
+_WORDS = "paceline.words"
+"""Where the root context keeps the words of the command."""
 
 
 class Failsafe(click.Group):
-    """Turns expected failures into one line, warnings into one line each, and Ctrl-C into a plain goodbye."""
+    """Turns expected failures into one line, warnings into one line each, and Ctrl-C into a plain goodbye.
+
+    Nothing that it prints of a failure or a warning holds a secret that the command was given.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember the words of the command."""
+        ctx.meta[_WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         warnings.showwarning = _show_warning
         try:
             return super().invoke(ctx)
+        except click.ClickException as fault:
+            fault.message = _concealed(fault.message)
+            raise
         except KeyboardInterrupt:
             click.echo("\ninterrupted: nothing was left half-written", err=True)
             ctx.exit(130)
@@ -32,15 +46,19 @@ class Failsafe(click.Group):
             from calibration.errors import PacelineError
 
             if isinstance(fault, PacelineError):
-                raise click.ClickException(str(fault)) from None
-            raise
+                raise click.ClickException(_concealed(str(fault))) from None
+            told = "".join(traceback.format_exception(fault))
+            if _concealed(told) == told:
+                raise
+            click.echo(_concealed(told), err=True)
+            ctx.exit(1)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     from calibration.errors import PacelineWarning
 
     if issubclass(category, PacelineWarning):
-        click.echo(f"{category.__name__}: {message}", err=True)
+        click.echo(_concealed(f"{category.__name__}: {message}"), err=True)
 
 
 @contextmanager
@@ -94,7 +112,21 @@ def read_traces(source: str) -> TraceSet:
 
 
 def command_line() -> str:
-    """Give the command line as it was typed, without the folder of the program."""
+    """Give the command line as it was typed, without the folder of the program and without secrets."""
     import shlex
 
-    return shlex.join(["paceline", *sys.argv[1:]])
+    from calibration.secrets import redacted
+
+    return shlex.join(["paceline", *redacted(_words())])
+
+
+def _words() -> tuple[str, ...]:
+    context = click.get_current_context(silent=True)
+    return tuple(sys.argv[1:]) if context is None else context.meta.get(_WORDS, tuple(sys.argv[1:]))
+
+
+def _concealed(text: str) -> str:
+    """Give `text` without the secrets of the command that runs: those in its words and in the environment."""
+    from calibration.secrets import concealed, environment_secrets, secrets_of
+
+    return concealed(text, [*secrets_of(_words()), *environment_secrets(_words())])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator
 
 from calibration.traces import (
+    TABLES,
     DecodingInfo,
     DeviceInfo,
     DrafterInfo,
@@ -189,3 +190,12 @@ def damages(data: bytes, rng: np.random.Generator, number: int) -> Iterator[byte
         if found != data:
             number -= 1
             yield found
+
+
+def text_traces(sequences: int = 3) -> TraceSet:
+    """A drawn set with token ids of prompts, so that they can be sent to a server."""
+    drawn = iid_traces(0.5, np.random.default_rng(0), sequences=sequences, output_tokens=6)
+    columns = {name: drawn.sequences[name].to_pylist() for name in drawn.sequences.column_names}
+    columns["prompt_token_ids"] = [list(range(100, 100 + n)) for n in columns["prompt_tokens"]]
+    tables = {name: getattr(drawn, name) for name in TABLES} | {"sequences": make_table("sequences", columns)}
+    return TraceSet.build(drawn.manifest, tables)

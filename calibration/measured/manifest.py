@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from calibration.secrets import Command
 from calibration.traces.manifest import DeviceInfo, Sealing, TableInfo, parse_versioned
 
 SCHEMA_VERSION = 1
@@ -48,7 +49,7 @@ class Manifest(_Strict):
     clock: Literal["thread-cpu", "wall"]
     repeats: Annotated[int, Field(ge=1)]
     created: str
-    command: str
+    command: Command
     software: dict[str, str] = Field(default_factory=dict)
     scenario_hash: str
     unknown: tuple[str, ...] = ()

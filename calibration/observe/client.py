@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from pydantic import SecretStr
 
 from calibration.errors import CalibrationError, MissingExtraError
 from calibration.observe.answer import said
 from calibration.observe.sse import EventReader
+from calibration.secrets import Secret, concealed
 
 if TYPE_CHECKING:
     import httpx
@@ -24,8 +28,9 @@ _KEEP_IDLE_S = 2.0
 class RefusedError(CalibrationError):
     """The server answered a request with an HTTP error; `status` is its code."""
 
-    def __init__(self, url: str, status: int, body: bytes) -> None:
-        super().__init__(f"{url}: the server must answer with HTTP 200, got {status}: {said(_object(body))}")
+    def __init__(self, url: str, status: int, body: bytes, known: Sequence[Secret] = ()) -> None:
+        told = concealed(said(_object(body)), known)
+        super().__init__(f"{url}: the server must answer with HTTP 200, got {status}: {told}")
         self.status = status
 
 
@@ -33,21 +38,24 @@ class Client:
     """One server at `url` (with or without ``/v1`` at its end); use as an asynchronous context manager.
 
     `timeout_s`: longest wait for the next byte of an answer. Proxies are taken from the environment, as httpx does.
+    The key, and the user and password of an address, are in no message and not in `url`.
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 300.0) -> None:
+    def __init__(self, url: str, *, api_key: Secret | None = None, timeout_s: float = 300.0) -> None:
         library = _httpx()
-        self.url = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise CalibrationError(f"url: must begin with http:// or https://, got {url!r}")
+        self.url, user = _address(url)
+        self._known = [SecretStr(part) for part in user or ()]
         self._timeout_s = timeout_s
         headers = {"Accept-Encoding": "identity"}  # compression would hold events back
         if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
+            self._known.append(api_key if isinstance(api_key, SecretStr) else SecretStr(api_key))
+            headers["Authorization"] = f"Bearer {_printable(self._known[-1])}"
         limits = library.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP_IDLE_S)
         timeout = library.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s), pool=None)
         with self._explained(self.url):
-            self._http: httpx.AsyncClient = library.AsyncClient(headers=headers, limits=limits, timeout=timeout)
+            self._http: httpx.AsyncClient = library.AsyncClient(
+                headers=headers, auth=user, limits=limits, timeout=timeout
+            )
 
     async def __aenter__(self) -> Client:
         """Open it."""
@@ -67,7 +75,7 @@ class Client:
             except (_httpx().ReadError, _httpx().RemoteProtocolError):  # a kept connection that the server closed
                 response = await self._http.get(url)
         if response.status_code in (401, 403) or (required and response.status_code != 200):
-            raise RefusedError(url, response.status_code, response.content)
+            raise RefusedError(url, response.status_code, response.content, self._known)
         return response.content if response.status_code == 200 else None
 
     async def get_object(self, path: str, *, required: bool = False) -> dict[str, Any] | None:
@@ -82,7 +90,7 @@ class Client:
         with self._explained(url):
             async with self._http.stream("POST", url, json=body) as response:
                 if response.status_code != 200:
-                    raise RefusedError(url, response.status_code, await response.aread())
+                    raise RefusedError(url, response.status_code, await response.aread(), self._known)
                 async for data in response.aiter_bytes():
                     for event in events.feed(data):
                         hear(event)
@@ -100,7 +108,7 @@ class Client:
         except RefusedError:
             raise
         except CalibrationError as fault:
-            raise CalibrationError(f"{url}: {fault}") from None
+            raise CalibrationError(concealed(f"{url}: {fault}", self._known)) from None
         except library.ConnectTimeout:
             raise CalibrationError(f"{url}: cannot connect within {CONNECT_S:g} s; is the server running?") from None
         except library.TimeoutException:
@@ -110,9 +118,31 @@ class Client:
         except library.ConnectError as fault:
             raise CalibrationError(f"{url}: cannot connect, {fault}; is the server running?") from None
         except (library.InvalidURL, library.UnsupportedProtocol) as fault:
-            raise CalibrationError(f"{url}: must be an address, {fault}") from None
+            raise CalibrationError(concealed(f"{url}: must be an address, {fault}", self._known)) from None
         except library.TransportError as fault:
-            raise CalibrationError(f"{url}: the connection broke, {str(fault) or type(fault).__name__}") from None
+            told = concealed(str(fault) or type(fault).__name__, self._known)
+            raise CalibrationError(f"{url}: the connection broke, {told}") from None
+
+
+def _address(url: str) -> tuple[str, tuple[str, str] | None]:
+    """Give the address of the server without the user and password in it, and these two where they are in it."""
+    address = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    scheme, found, rest = address.partition("://")
+    if not found or scheme not in ("http", "https"):
+        raise CalibrationError(f"url: must begin with http:// or https://, got {concealed(url.rpartition('@')[2])!r}")
+    user, at, host = rest.rpartition("@")
+    if "?" in host or "#" in host:
+        raise CalibrationError("url: must have no query and no fragment; a key goes into --api-key-env, not into it")
+    name, _, password = user.partition(":")
+    return f"{scheme}://{host}", (unquote(name), unquote(password)) if at else None
+
+
+def _printable(key: SecretStr) -> str:
+    """Give the key, which must fit into a header; what does not is not told."""
+    value = key.get_secret_value()
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise CalibrationError("api key: must be printable ASCII without spaces, got another character in it")
+    return value
 
 
 def _object(body: bytes) -> Any:

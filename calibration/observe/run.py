@@ -20,6 +20,7 @@ from calibration.observe.prompts import Prompt
 from calibration.observe.record import notes, request_columns, unknown
 from calibration.observe.server import Endpoint, Server, discover
 from calibration.observe.source import R, Request, Source
+from calibration.secrets import Secret
 from calibration.traces.manifest import DeviceInfo
 from calibration.version import paceline_version
 
@@ -51,7 +52,7 @@ def observe(
     about: Observation,
     *,
     model: str | None = None,
-    api_key: str | None = None,
+    api_key: Secret | None = None,
     endpoint: Endpoint = "completions",
     timeout_s: float = 300.0,
     repeats: int = 1,

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from calibration.errors import TraceError, did_you_mean
+from calibration.secrets import Command
 
 SCHEMA_VERSION = 2
 """TraceSet schema that this version writes, and the newest that it reads. 2 brought draft trees (`proposal_nodes`)
@@ -165,7 +166,7 @@ class Manifest(_Strict):
     paceline_version: str
     kind: Literal["recorded", "imported"]
     created: str
-    command: str
+    command: Command
     seed: int | None
     verifier: ModelInfo
     drafters: Annotated[tuple[DrafterInfo, ...], Field(min_length=1)]

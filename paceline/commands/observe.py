@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+from pydantic import SecretStr
 
 from paceline.terminal import command_line, progress_bars, stage
 
 if TYPE_CHECKING:
     from analysis.fidelity.observing import Planned
 
+KEY_VARIABLE = "OPENAI_API_KEY"
 _FILE = click.Path(dir_okay=False)
 
 
@@ -49,7 +53,19 @@ _FILE = click.Path(dir_okay=False)
     help="Of an engine: CPU time on a CPU (other processes do not count), wall time on a GPU.",
 )
 @click.option("--model", help="For --url: which model, where several are served.")
-@click.option("--api-key", envvar="OPENAI_API_KEY", help="For --url; or the variable OPENAI_API_KEY.")
+@click.option(
+    "--api-key-env",
+    metavar="NAME",
+    default=KEY_VARIABLE,
+    show_default=True,
+    help="For --url: environment variable that holds the key of the server.",
+)
+@click.option(
+    "--api-key",
+    type=SecretStr,
+    metavar="KEY",
+    help="The key itself. Never written down; but lists of processes show it, so prefer --api-key-env.",
+)
 @click.option("--endpoint", default="completions", show_default=True, type=click.Choice(["completions", "chat"]))
 @click.option("--tokenizer", help="For --url: folder of a tokenizer, where the server takes text only.")
 @click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds.")
@@ -68,11 +84,29 @@ def observe(ctx: click.Context, /, **options: Any) -> None:
         raise click.UsageError("give --url or --engine, one of them")
     if options["engine"] == "own" and options["job"] is None:
         raise click.UsageError("--engine own needs --job")
+    options["api_key"] = _api_key(ctx, options)
     planned = plans(options["fit"], options["held_out"])
     out = Path(options["out"])
     run = _in_process if options["url"] is None else _over_http
     for folder in run(planned, out, options):
         click.echo(str(folder))
+
+
+def _api_key(ctx: click.Context, options: dict[str, Any]) -> SecretStr | None:
+    """Give the key that was given, or that of the environment; none where the default variable is not set."""
+    from calibration.errors import CalibrationError
+
+    named = ctx.get_parameter_source("api_key_env") is ParameterSource.COMMANDLINE
+    given: SecretStr | None = options["api_key"]
+    if given is not None and named:
+        raise click.UsageError("give --api-key-env or --api-key, one of them")
+    if given is not None:
+        return given
+    value = os.environ.get(options["api_key_env"], "").strip()
+    if not value and named:
+        rule = "must name an environment variable that holds a key, it is empty or not set"
+        raise CalibrationError(f"--api-key-env: {rule}, got '{options['api_key_env']}'")
+    return SecretStr(value) if value else None
 
 
 def _in_process(planned: list[Planned], out: Path, options: dict[str, Any]) -> list[Path]:
