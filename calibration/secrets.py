@@ -1,9 +1,10 @@
 """Secrets stay out of what is written and said: one place that knows what a secret looks like.
 
-`redacted` is for a command line, `concealed` for any text (an error, a warning, a traceback). Both put `HIDDEN` in the
-place of users and keys in addresses (``user:password@host``, ``?api_key=X``) and of tokens that their form gives away
-(``hf_...``, ``sk-...``, ``Bearer X``); in a command line also of the values of options, variables and headers named like
-a secret (``--api-key X``, ``--api-key=X``, ``HF_TOKEN=X``, ``Authorization: X``), wherever else in it they stand.
+`redacted` is for a command line, `concealed` for any text (an error, a warning, a traceback). Both put `HIDDEN` in
+the place of users and keys in addresses (``user:password@host``, ``?api_key=X``) and of tokens that their form gives
+away (``hf_...``, ``sk-...``, ``Bearer X``); in a command line also of the values of options, variables and headers
+named like a secret (``--api-key X``, ``--api-key=X``, ``HF_TOKEN=X``, ``Authorization: X``), wherever else in it they
+stand.
 """
 
 from __future__ import annotations

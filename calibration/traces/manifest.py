@@ -143,7 +143,7 @@ class Sealing(_Strict):
 
 
 def sealings(stated: Mapping[str, str], found: Mapping[str, str]) -> tuple[Sealing, ...]:
-    """Give what sealing says of the names in `found` (sha256 by name) whose sha256 is stated otherwise or not at all."""
+    """Give what sealing says of the names in `found` (sha256 by name) stated otherwise or not at all."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     edited = tuple(name for name in found if name in stated and stated[name] != found[name])
     unstated = tuple(name for name in found if name not in stated)

@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from pydantic import SecretStr
 
 from paceline.terminal import command_line, progress_bars, stage
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from analysis.fidelity.observing import Planned
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _FILE = click.Path(dir_okay=False)
+
+
+def _secret(value: str) -> SecretStr:
+    from pydantic import SecretStr
+
+    return SecretStr(value)
 
 
 @click.command()
@@ -62,7 +69,7 @@ _FILE = click.Path(dir_okay=False)
 )
 @click.option(
     "--api-key",
-    type=SecretStr,
+    type=_secret,
     metavar="KEY",
     help="The key itself. Never written down; but lists of processes show it, so prefer --api-key-env.",
 )
@@ -106,7 +113,7 @@ def _api_key(ctx: click.Context, options: dict[str, Any]) -> SecretStr | None:
     if not value and named:
         rule = "must name an environment variable that holds a key, it is empty or not set"
         raise CalibrationError(f"--api-key-env: {rule}, got '{options['api_key_env']}'")
-    return SecretStr(value) if value else None
+    return _secret(value) if value else None
 
 
 def _in_process(planned: list[Planned], out: Path, options: dict[str, Any]) -> list[Path]:

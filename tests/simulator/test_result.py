@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from builders import iid_traces
+from builders import damages, iid_traces
 from scenarios import scenario, traces_of
 
 from calibration.errors import ScenarioError
@@ -164,3 +164,35 @@ def test_a_summary_says_where_its_numbers_come_from() -> None:
     assert provenance["replay"] == "exact (recorded run lengths)"
     assert (provenance["verifier"], provenance["drafter"]) == ("verifier", "drafter")
     assert json.dumps(summary, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_damaged_file_of_a_result_is_refused(tmp_path: Path, name: str) -> None:
+    folder, rng = simulate(scenario(2), traces()).write(tmp_path / "run"), np.random.default_rng(7)
+    path = folder / name
+    whole = path.read_bytes()
+    for damaged in damages(whole, rng, 40):
+        path.write_bytes(damaged)
+        if name == "summary.json" and b'"files_sha256"' not in damaged and damaged.count(b"\n") == whole.count(b"\n"):
+            continue  # the key that vouches is gone: nothing can be told
+        with pytest.raises(ScenarioError, match=r": not readable, truncated or damaged"):
+            RunResult.read(folder)
+
+
+def test_an_edited_summary_is_refused(tmp_path: Path) -> None:
+    folder = simulate(scenario(2), traces()).write(tmp_path / "run")
+    told = json.loads((folder / "summary.json").read_text())
+    told["output_throughput"] *= 2
+    for indent, said in ((None, "edited since it was written"), (2, "says another sha256")):
+        (folder / "summary.json").write_text(json.dumps(told, indent=indent, ensure_ascii=False) + "\n")
+        with pytest.raises(ScenarioError, match=rf"summary\.json: .*{said}"):
+            RunResult.read(folder)
+
+
+def test_results_that_state_no_sha256_are_read(tmp_path: Path) -> None:
+    result = simulate(scenario(2), traces())
+    path = result.write(tmp_path / "run") / "summary.json"
+    told = json.loads(path.read_text())
+    assert set(told.pop("files_sha256")) == set(FILES)
+    path.write_text(json.dumps(told))
+    assert RunResult.read(tmp_path / "run").summary == result.summary

@@ -199,7 +199,7 @@ def test_every_key_that_names_a_place_is_marked(root: type[BaseModel]) -> None:
 
 
 def test_a_place_that_no_marked_key_names_cannot_be_read() -> None:
-    with pytest.raises(LookupError, match="must be named by a key of a type in simulator.inputs"):
+    with pytest.raises(LookupError, match=r"must be named by a key of a type in simulator\.inputs"):
         scenario(1, traces={"path": "traces"}).locate("elsewhere")
 
 
