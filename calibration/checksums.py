@@ -17,6 +17,8 @@ from calibration.errors import PacelineError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+TABLE_SHA256 = "table_sha256"
+"""Key of the JSON file beside a table of graded quality: sha256 of the bytes of the table."""
 _MAGIC = b"PAR1"
 """How every Parquet file begins and ends."""
 
@@ -65,6 +67,19 @@ def read_checked(
         rule = f"must have the sha256 that {by} says, it was changed or damaged"
         raise error(f"{path}: {rule} since: says {stated[:12]}..., got {got[:12]}...{hint}")
     return data, got
+
+
+def check_beside(path: Path, data: bytes, error: type[PacelineError]) -> None:
+    """Refuse `data`, the bytes of the table `path`, where the JSON file beside it was written for another table."""
+    beside = path.with_suffix(".json")
+    try:
+        told = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    stated = told.get(TABLE_SHA256) if isinstance(told, dict) else None
+    if isinstance(stated, str) and sha256(data) != stated:
+        rule = f"must have the sha256 that {beside.name} says, it was changed or damaged since"
+        raise error(f"{path}: {rule}; after an edit on purpose remove {beside.name}, which tells how it was made")
 
 
 def parse_parquet(

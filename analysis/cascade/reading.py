@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cascade.table import QualityTable
+from calibration.checksums import check_beside
 from calibration.errors import TraceError, did_you_mean
 
 if TYPE_CHECKING:
@@ -104,9 +106,11 @@ def _read(path: Path, where: str) -> tuple[pd.DataFrame, int]:
     if not path.is_file():
         raise TraceError(f"{where}: no such file or bundled table{did_you_mean(where, bundled_tables())}")
     try:
+        data = path.read_bytes()
+        check_beside(path, data, TraceError)
         if path.suffix.lower() in (".parquet", ".pq"):
-            return _texts(pd.read_parquet(path)), 1
-        return pd.read_csv(path, dtype=str, keep_default_na=False), 2
+            return _texts(pd.read_parquet(io.BytesIO(data))), 1
+        return pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False), 2
     except (ValueError, OSError) as fault:
         raise TraceError(f"{where}: must be a CSV or Parquet file ({str(fault).splitlines()[0]})") from None
 

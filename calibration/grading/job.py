@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.checksums import TABLE_SHA256, sha256
 from calibration.errors import CalibrationError
 from calibration.fetch import Progress
 from calibration.folder import write_whole
@@ -95,8 +96,10 @@ def write_grading(grading: Grading, path: str | Path) -> Path:
     target = Path(path)
     if target.suffix != ".csv":
         raise CalibrationError(f"out: must end in .csv, got '{target.name}'")
-    write_whole(target.with_suffix(".json"), json.dumps(grading.manifest, indent=2) + "\n")
-    write_whole(target, to_csv(grading.grades, grading.costs))
+    table = to_csv(grading.grades, grading.costs)
+    told = {**grading.manifest, TABLE_SHA256: sha256(table.encode())}
+    write_whole(target.with_suffix(".json"), json.dumps(told, indent=2) + "\n")
+    write_whole(target, table)
     return target
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from calibration.checksums import check_beside, sha256
 from calibration.errors import ScenarioError, did_you_mean
 
 _KEYS = ("item", "domain", "stage", "correct")
@@ -52,6 +52,7 @@ def read_items(path: str | os.PathLike[str], stages: Sequence[str], signals: Seq
     file = Path(path)
     try:
         raw = file.read_bytes()
+        check_beside(file, raw, ScenarioError)
         rows = list(csv.DictReader(raw.decode("utf-8").splitlines()))
     except FileNotFoundError:
         raise ScenarioError(f"items.path: no such file, got '{file}'") from None
@@ -63,7 +64,7 @@ def read_items(path: str | os.PathLike[str], stages: Sequence[str], signals: Seq
     for key in (*_KEYS, *signals):
         if key not in columns:
             raise ScenarioError(f"{file.name}: must have a column '{key}'{did_you_mean(key, columns)}")
-    return _Reader(file.name, rows, tuple(stages)).table(columns, signals, hashlib.sha256(raw).hexdigest())
+    return _Reader(file.name, rows, tuple(stages)).table(columns, signals, sha256(raw))
 
 
 class _Reader:

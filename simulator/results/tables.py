@@ -216,8 +216,17 @@ def caption(*summaries: Mapping[str, Any]) -> str:
 
     return (
         f"simulated; acceptance {all_of('acceptance')}, replay {all_of('replay')}; step costs {all_of('costs')}; "
-        f"{all_of('verifier')} on {all_of('device')}; drafter {all_of('drafter', 'none')}"
+        f"{all_of('verifier')} on {all_of('device')}; drafter {all_of('drafter', 'none')}" + _doubts(*summaries)
     )
+
+
+def _doubts(*summaries: Mapping[str, Any]) -> str:
+    """Name the recorded tables that nothing vouches for: without a stated sha256, or edited by hand since."""
+    told = ""
+    for key, words in (("unverified_tables", "unverified"), ("edited_tables", "edited by hand")):
+        names = dict.fromkeys(name for one in summaries for name in one.get("provenance", {}).get(key, ()))
+        told += f"; recorded {', '.join(names)} {words}" if names else ""
+    return told
 
 
 def labelled(name: str) -> tuple[str, str]:

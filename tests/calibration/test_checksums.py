@@ -17,12 +17,18 @@ from builders import damages, iid_traces, restate
 from click.testing import CliRunner
 from scenarios import scenario, timing_table, traces_of
 
+import analysis.cascade
+import analysis.fidelity
+from analysis.cascade.reading import bundled_tables, read_quality_table
 from calibration.errors import ScenarioError, TraceError
+from calibration.measured import MeasuredRun
 from calibration.traces import TABLES, TraceSet, bundled_names, bundled_path, make_table
 from calibration.traces.traceset import FILES, seal
 from paceline import main
 from simulator import simulate
+from simulator.cascade.items import read_items
 from simulator.loading import parse_scenario
+from simulator.results.tables import caption
 
 PER_FILE = 125
 """Damaged copies of each of the four tables: 500 in all."""
@@ -135,6 +141,7 @@ def test_sets_without_sha256_are_read_and_called_unverified(tmp_path: Path) -> N
         assert "unverified: positions" in " ".join(done.output.split())
     provenance = simulate(parse_scenario(DATA, folder=tmp_path)).summary["provenance"]
     assert provenance["unverified_tables"] == ["positions"]
+    assert caption({"provenance": provenance}).endswith("; recorded positions unverified")
     told["tables"] = {}
     (folder / "manifest.json").write_text(json.dumps(told))
     assert TraceSet.read(folder).unverified == tuple(TABLES)
@@ -169,6 +176,7 @@ def test_an_edit_on_purpose_is_sealed_and_labelled(tmp_path: Path) -> None:
     assert "edited by hand: positions" in shown
     provenance = simulate(parse_scenario(DATA, folder=tmp_path)).summary["provenance"]
     assert provenance["edited_tables"] == ["positions"]
+    assert caption({"provenance": provenance}).endswith("; recorded positions edited by hand")
     assert TraceSet.read(edited.write(tmp_path / "again")).manifest.edited == ("positions",)
 
 
@@ -202,6 +210,35 @@ def test_sets_made_in_memory_are_told_apart_by_their_values(tmp_path: Path) -> N
     assert pickle.loads(pickle.dumps(read)).sha256 == read.sha256
     other = read.manifest.model_copy(update={"seed": 1})
     assert TraceSet.build(other, {name: getattr(read, name) for name in TABLES}).sha256 != built.sha256
+
+
+def test_all_that_comes_with_the_package_is_verified() -> None:
+    markers = [*Path(analysis.fidelity.__file__).parent.glob("bundled/*/*/measured.json")]
+    assert len(markers) == 88
+    assert [m for m in markers if MeasuredRun.read(m.parent).unverified] == []
+    sets = [TraceSet.read(m.parent) for m in Path(analysis.fidelity.__file__).parent.rglob("manifest.json")]
+    sets += [TraceSet.read(bundled_path(name)) for name in bundled_names()]
+    assert [one for one in sets if one.unverified or one.manifest.sealed] == []
+    assert len(sets) == 6
+    for name in bundled_tables():
+        assert read_quality_table(name).label == "measured"
+
+
+def test_an_edited_table_of_graded_quality_is_not_called_measured(tmp_path: Path) -> None:
+    folder = Path(analysis.cascade.__file__).parent / "bundled"
+    table = tmp_path / "smollm2-135m.csv"
+    for file in ("smollm2-135m.csv", "smollm2-135m.json"):
+        shutil.copy(folder / file, tmp_path / file)
+    stages = read_quality_table(table).stages
+    assert len(read_items(table, stages)) > 0
+    table.write_text(table.read_text().replace(",0,", ",1,", 1))
+    rule = r"smollm2-135m\.csv: must have the sha256 that smollm2-135m\.json says"
+    with pytest.raises(TraceError, match=rule):
+        read_quality_table(table)
+    with pytest.raises(ScenarioError, match=rule):
+        read_items(table, stages)
+    (tmp_path / "smollm2-135m.json").unlink()  # as the message says
+    assert read_quality_table(table).label == "given"
 
 
 def test_equal_values_written_twice_are_one_identity(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from calibration.errors import CostError, ExtrapolationWarning, ScenarioError
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
 from simulator import RunResult, Scenario, simulate
+from simulator.experiments.sweep import SweepResult, sweep
 from simulator.loading import load_scenario, parse_scenario
 from simulator.pricing.observed import fit_observed
 from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep
@@ -393,6 +394,70 @@ def test_runs_that_are_not_there_or_not_alike_are_refused(root: Path, tmp_path: 
 
 
 # --- scenarios
+
+
+def test_a_sweep_tells_runs_of_one_name_in_two_folders_apart(tmp_path: Path, traces: TraceSet) -> None:
+    """Only ``costs.verifier.runs`` differs, and only in the folder above: hashes of settings are equal."""
+    traces.write(tmp_path / "traces")
+    data = condition(1) | {"traces": {"path": "../../traces"}}
+    for folder, slower in (("a", 1.0), ("b", 3.0)):
+        measure(tmp_path / folder / "run", traces, data, role="fit")
+        run = MeasuredRun.read(tmp_path / folder / "run")
+        start, seconds = run.steps["start_s"], run.steps["seconds"]
+        steps = run.steps
+        for name, column in (("start_s", start), ("seconds", seconds)):
+            steps = steps.set_column(steps.column_names.index(name), name, pc.multiply(column, slower))
+        MeasuredRun(run.manifest, run.requests, steps, run.scenario).write(tmp_path / folder / "run")
+
+    def chosen(folder: str) -> Scenario:
+        tables = condition(1, costs={"verifier": {"kind": "observed", "runs": [f"{folder}/run"]}})
+        return parse_scenario(tables | {"traces": {"path": "traces"}}, folder=tmp_path)
+
+    def swept(folder: str) -> SweepResult:
+        return sweep(chosen(folder), {"seed": [1]}, store=tmp_path / "cells.sqlite", workers=1)
+
+    assert chosen("a").hash == chosen("b").hash
+    first, second, again = swept("a"), swept("b"), swept("a")
+    assert (first.reused, second.reused, again.reused) == (0, 0, 1)
+    assert again.summaries == first.summaries
+    told = [one.summaries[0] for one in (first, second)]
+    assert told[1]["duration"] == pytest.approx(3 * told[0]["duration"])
+    inputs = [one["provenance"]["inputs_sha256"] for one in told]
+    assert list(inputs[0]) == list(inputs[1]) == ["costs.verifier.runs[0]"]
+    assert inputs[0] != inputs[1]
+    traces.build(traces.manifest.model_copy(update={"seed": 9}), _tables(traces)).write(tmp_path / "traces")
+    assert swept("a").reused == 0  # the recording is another one
+
+
+def test_files_that_change_in_one_process_are_read_again(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        made = made_traces(seed)
+        made.write(tmp_path / "traces")
+        tables = condition(1, 2, costs={"verifier": LINEAR, "drafter": LINEAR}) | {"traces": {"path": "traces"}}
+        chosen = parse_scenario(tables, folder=tmp_path)
+        found = sweep(chosen, {"seed": [1]}, store=tmp_path / "cells.sqlite", workers=1)
+        assert found.reused == 0
+        told = found.summaries[0]
+        assert told["provenance"]["traces_sha256"] == TraceSet.read(tmp_path / "traces").sha256
+        assert told == simulate(chosen.model_copy(update={"seed": 1}).placed(tmp_path)).summary
+
+
+def test_an_input_that_changes_while_a_sweep_runs_is_not_kept(tmp_path: Path) -> None:
+    made_traces(0).write(tmp_path / "traces")
+    tables = condition(1, 2, costs={"verifier": LINEAR, "drafter": LINEAR}) | {"traces": {"path": "traces"}}
+    chosen = parse_scenario(tables, folder=tmp_path)
+
+    def change(done: int, total: int) -> None:
+        if done == 0:
+            made_traces(1).write(tmp_path / "traces")
+
+    with pytest.raises(ScenarioError, match="a file that it reads was changed while the sweep ran; run it again"):
+        sweep(chosen, {"seed": [1]}, store=tmp_path / "cells.sqlite", workers=1, progress=change)
+    assert sweep(chosen, {"seed": [1]}, store=tmp_path / "cells.sqlite", workers=1).reused == 0
+
+
+def _tables(traces: TraceSet) -> dict[str, Any]:
+    return {name: getattr(traces, name) for name in ("sequences", "positions", "rollouts", "timings")}
 
 
 def test_runs_are_paths_of_a_scenario(root: Path) -> None:
