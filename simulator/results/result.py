@@ -21,7 +21,7 @@ SUMMARY = "summary.json"
 FILES = ("scenario.toml", SUMMARY, "requests.parquet", "iterations.parquet")
 
 DIGESTS = "files_sha256"
-"""Key of summary.json, in the folder only: sha256 of the bytes of the other files, and of the text of its other keys."""
+"""Key of summary.json, in the folder only: sha256 of the other files, and of the text of its other keys."""
 
 
 @dataclass(frozen=True)
