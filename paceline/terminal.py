@@ -37,7 +37,7 @@ class Failsafe(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as fault:
-            fault.message = _concealed(fault.message)
+            vars(fault)["message"] = _concealed(fault.message)
             raise
         except KeyboardInterrupt:
             click.echo("\ninterrupted: nothing was left half-written", err=True)

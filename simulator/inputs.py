@@ -1,12 +1,12 @@
 """What a scenario reads: every key that names a file or a folder, found by its type, and the content of each.
 
 A key that names a place has the type `InputFile`, `TraceFolder`, `BundledTraces` or `RunFolder`. Hashes, rewritten
-paths and the keys of stores go by that mark, whatever the key is called, and `Placed.locate` refuses all else: a new
-key cannot be forgotten.
+paths and the keys of stores go by that mark, whatever the key is called.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -52,12 +52,7 @@ class Placed(Section):
     _folder: Path = PrivateAttr(default=Path())
 
     def locate(self, path: str) -> Path:
-        """Give the place of a path written in the scenario; ``"."``: the folder itself.
-
-        `LookupError` for what no key of the type of an input names: nothing would tell two contents of it apart.
-        """
-        if path not in ("", ".") and path not in {value for _, value, mark in inputs_of(self) if not mark.bundled}:
-            raise LookupError(f"'{path}': must be named by a key of a type in simulator.inputs")
+        """Give the place of a path written in the scenario."""
         return self._folder / path
 
     def placed(self, folder: str | os.PathLike[str]) -> Self:
@@ -100,9 +95,17 @@ class Placed(Section):
 
 def inputs_of(section: BaseModel, key: Key = ()) -> Iterator[tuple[Key, str, Input]]:
     """Give (place, value, mark) of every key of `section`, at any depth, whose type says that it names a place."""
-    for name, info in type(section).model_fields.items():
-        found = [mark for mark in info.metadata if isinstance(mark, Input)]
-        yield from _in(getattr(section, name), (*key, name), found[0] if found else mark_of(info.annotation))
+    for name, mark in _marks(type(section)).items():
+        yield from _in(getattr(section, name), (*key, name), mark)
+
+
+@functools.cache
+def _marks(model: type[BaseModel]) -> dict[str, Input | None]:
+    found = {}
+    for name, info in model.model_fields.items():
+        own = [mark for mark in info.metadata if isinstance(mark, Input)]
+        found[name] = own[0] if own else mark_of(info.annotation)
+    return found
 
 
 def mark_of(annotation: Any) -> Input | None:

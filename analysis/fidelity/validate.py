@@ -128,6 +128,9 @@ def _condition(one: MeasuredCondition, outcome: Outcome, texts: _Texts) -> Condi
         notes.append("in-sample: priced from its own steps")
     if manifest.scenario_hash != one.scenario.hash:
         notes.append("the scenario beside it was changed after the measurement")
+    if one.run.unverified:
+        notes.append(f"unverified: measured.json states no sha256 of {', '.join(one.run.unverified)}")
+    notes += [f"{', '.join(told.tables)}: {told.reason}, sealed {told.sealed}" for told in manifest.sealed]
     return Condition(
         source=one.source,
         name=one.name,

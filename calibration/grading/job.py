@@ -16,6 +16,7 @@ from calibration.grading.builtin import builtin_items
 from calibration.grading.items import Item, digest, read_items
 from calibration.grading.table import Grade, grade, paired, summary, to_csv
 from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifier
+from calibration.secrets import without_secrets
 from calibration.version import paceline_version
 
 TIMED_ITEMS = 60
@@ -85,7 +86,7 @@ def run_grading(settings: GradingSettings, progress: Progress | None = None) -> 
         "neighbours": paired(grades, list(costs)),
         "items": {"source": _source(settings), "count": len(items), "sha256": digest(items)},
         **about,
-        "command": settings.command,
+        "command": None if settings.command is None else without_secrets(settings.command),
         "paceline_version": paceline_version(),
     }
     return Grading(tuple(grades), costs, manifest)

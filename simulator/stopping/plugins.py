@@ -131,7 +131,7 @@ def plugin_sha256(name: str) -> str:
 
     A plug-in whose code cannot be seen has another one in every process, so that nothing kept of it is used again.
     """
-    found = {}
+    found: dict[str, str] = {}
     for point in entry_points(group=GROUP):
         if point.name == name:
             found |= {"point": point.value} | package_files(point.module.partition(".")[0])

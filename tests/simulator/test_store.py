@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 from scenarios import random_runs, scenario, traces_of
 
+import simulator
 from calibration.errors import PacelineWarning, ScenarioError
 from calibration.measured.run import FILES as RUN_FILES
 from calibration.traces import TraceSet
@@ -198,9 +199,22 @@ def test_every_key_that_names_a_place_is_marked(root: type[BaseModel]) -> None:
     assert forgotten == set(), "these keys look like paths: give them a type of simulator.inputs"
 
 
-def test_a_place_that_no_marked_key_names_cannot_be_read() -> None:
-    with pytest.raises(LookupError, match=r"must be named by a key of a type in simulator\.inputs"):
-        scenario(1, traces={"path": "traces"}).locate("elsewhere")
+def test_every_place_that_the_simulator_looks_up_is_named_by_a_marked_key() -> None:
+    """Whatever is passed to `locate` in the package is called like a marked key, or is one of its values."""
+    marked = {
+        name
+        for root in (Scenario, CascadeScenario)
+        for model in sections(root, set())
+        for name, info in model.model_fields.items()
+        if mark_of(Annotated[info.annotation, *info.metadata, None]) is not None
+    }
+    asked = {
+        word
+        for file in Path(simulator.__file__).parent.rglob("*.py")
+        for word in re.findall(r"\blocate\((?:\w+\.)*(\w+)\)", file.read_text(encoding="utf-8"))
+    }
+    assert {"path", "lengths_path", "run"} <= asked
+    assert asked <= marked | {name.removesuffix("s") for name in marked}
 
 
 def test_places_are_found_in_unions_lists_and_dictionaries(tmp_path: Path) -> None:
@@ -293,7 +307,7 @@ def test_the_code_is_told_apart_by_every_file(tmp_path: Path, monkeypatch: pytes
     assert code_sha256(("aparted",)) != found[0]
     code_sha256.cache_clear()
     assert {"simulator/run.py", "simulator/pricing/efficiencies/roofline.json"} <= set(package_files("simulator"))
-    assert not any("bundled/" in name for name in package_files("calibration"))
+    assert not any("bundled/" in name for name in package_files("calibration", without=("bundled",)))
     assert package_files("no_such_package_at_all") == {}
 
 
