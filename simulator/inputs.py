@@ -40,6 +40,8 @@ class Input:
         return folder_sha256(place, self.files) if self.files else file_sha256(place)
 
 
+Known = dict[tuple[Path, Input], str]
+"""sha256 of what was read, by its place and how it is read."""
 InputFile = Annotated[str, Input()]
 TraceFolder = Annotated[str, Input(TRACE_FILES)]
 BundledTraces = Annotated[str, Input(TRACE_FILES, bundled=True)]
@@ -80,17 +82,22 @@ class Placed(Section):
 
         return dumps(_with_paths(self, moved))
 
-    def inputs_sha256(self, *, without: str | None = None) -> dict[str, str]:
+    def inputs_sha256(self, *, without: str | None = None, known: Known | None = None) -> dict[str, str]:
         """Give the sha256 of the content of everything that it names, by place (``costs.verifier.runs[0]``).
 
         Of a TraceSet or a measured run: of all the files of it that are read. `without`: a table left out, because
-        what it names is replaced. ``missing`` stands for what is not there.
+        what it names is replaced. ``missing`` stands for what is not there. `known` keeps what was read, for other
+        scenarios that name the same.
         """
-        return {
-            _name(key): mark.sha256(bundled_path(value) if mark.bundled else self._folder / value)
-            for key, value, mark in inputs_of(self)
-            if key[0] != without
-        }
+        known = {} if known is None else known
+        found = {}
+        for key, value, mark in inputs_of(self):
+            if key[0] != without:
+                place = bundled_path(value) if mark.bundled else self._folder / value
+                if (place, mark) not in known:
+                    known[place, mark] = mark.sha256(place)
+                found[_name(key)] = known[place, mark]
+        return found
 
 
 def inputs_of(section: BaseModel, key: Key = ()) -> Iterator[tuple[Key, str, Input]]:

@@ -151,6 +151,15 @@ def test_a_key_opens_the_server_and_is_written_nowhere(
     assert (HIDDEN in command) == (how in ("option", "joined"))
 
 
+def test_a_password_in_the_address_is_sent_and_written_nowhere(plain: Path) -> None:
+    with OpenAIServer() as server:
+        done = observed(plain, server.url.replace("://", f"://user:{KEY}@"))
+        url = server.url.replace("://", f"://{HIDDEN}@")
+    assert done.exit_code == 0, done.output
+    clean(plain.parent, done)
+    assert shlex.quote(url) in MeasuredRun.read(plain.parent / "out" / "plain").manifest.command
+
+
 def test_a_key_that_is_refused_is_not_told(plain: Path) -> None:
     with OpenAIServer(api_key="another") as server:
         done = observed(plain, server.url, "--api-key", KEY)

@@ -20,7 +20,7 @@ from calibration.errors import PacelineError, PacelineWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.pool import Outcome, process_pool, retell, run_one, run_prepared
 from simulator.experiments.replicate import replication_seeds, with_seed
-from simulator.experiments.store import Store, StoredCell, cell_key, traces_hash
+from simulator.experiments.store import Store, StoredCell, cell_key, cell_keys, traces_hash
 from simulator.scenario import Scenario
 
 Progress = Callable[[str, int, int], None]
@@ -108,7 +108,7 @@ class Runs:
         self, stage: str, todo: list[tuple[Candidate, int]], scenarios: list[Scenario], until: float | None
     ) -> None:
         shared = None if self.traces is None else traces_hash(self.traces)
-        keys = [cell_key(scenario, shared) for scenario in scenarios] if self.store is not None else []
+        keys = cell_keys(scenarios, shared) if self.store is not None else []
         opened = contextlib.nullcontext() if self.store is None else Store(self.store)
         with opened as cells:
             kept = {} if cells is None else cells.get(keys)

@@ -23,6 +23,7 @@ from calibration.errors import PacelineWarning, ScenarioError
 from calibration.traces import TraceSet
 from calibration.version import code_sha256
 from calibration.version import paceline_version as package_version
+from simulator.inputs import Known
 from simulator.keys.stopping_settings import Plugin
 from simulator.scenario import Scenario
 from simulator.stopping.plugins import plugin_sha256
@@ -197,12 +198,18 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def cell_key(scenario: Scenario, traces: str | None = None) -> str:
+def cell_keys(scenarios: Iterable[Scenario], traces: str | None = None) -> list[str]:
+    """Give the `cell_key` of each of `scenarios`, reading what several of them name once."""
+    known: Known = {}
+    return [cell_key(scenario, traces, known) for scenario in scenarios]
+
+
+def cell_key(scenario: Scenario, traces: str | None = None, known: Known | None = None) -> str:
     """Give what identifies a cell: sha256 over the hash of its scenario (seed included), the version of paceline, the
     code that computes it (plug-ins too), and the content of everything that the scenario names, or `traces`, the
     `traces_hash` of what replaces its TraceSet.
     """
-    inputs = scenario.inputs_sha256(without=None if traces is None else "traces")
+    inputs = scenario.inputs_sha256(without=None if traces is None else "traces", known=known)
     parts = [
         KEYS,
         scenario.hash,

@@ -18,7 +18,7 @@ from simulator.experiments.axes import SweepPlan, name_of, plan_sweep, text_of
 from simulator.experiments.estimate import Estimate, estimate, metric_names, results_of
 from simulator.experiments.pool import Outcome, Progress, retell, run_all
 from simulator.experiments.replicate import runs_table
-from simulator.experiments.store import Store, StoredCell, cell_key, traces_hash
+from simulator.experiments.store import Store, StoredCell, cell_key, cell_keys, traces_hash
 from simulator.loading import name_faults
 from simulator.scenario import Scenario
 
@@ -138,7 +138,7 @@ def run_sweep(
     """
     _check_names(plan, traces)
     shared = None if traces is None else traces_hash(traces)
-    keys = [cell_key(cell.scenario, shared) for cell in plan.cells]
+    keys = cell_keys((cell.scenario for cell in plan.cells), shared)
     with Store(store) as cells:
         done = cells.get(keys)
         missing = [i for i, key in enumerate(keys) if key not in done]
