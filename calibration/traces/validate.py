@@ -61,6 +61,8 @@ def _arranged(name: str, table: pa.Table, columns: Sequence[Column], version: in
         array = table[column.name]
         if pa.types.is_dictionary(array.type):
             array = array.cast(array.type.value_type)
+        if pa.types.is_large_string(array.type) and column.type == pa.string():  # as pandas writes text
+            array = array.cast(pa.string())
         if array.type != column.type:
             _fail(name, column.name, None, f"must be {column.type}", array.type)
         arrays.append(array)

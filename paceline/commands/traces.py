@@ -43,7 +43,8 @@ def seal(folder: str) -> None:
     """State the sha256 of the tables in FOLDER anew, after an edit on purpose.
 
     FOLDER is a TraceSet or a measured run. The whole contract is checked first; the manifest then says which tables
-    were edited by hand, and so do `traces show` and every result.
+    were edited by hand, and so do `traces show` and every result. In pandas, read_parquet(...,
+    dtype_backend="pyarrow") keeps the types that the contract asks for.
     """
     from calibration.measured import run as measured
     from calibration.traces import traceset

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -162,9 +163,10 @@ def test_damage_that_parquet_lets_pass_is_refused_in_unverified_sets_too(tmp_pat
 def test_an_edit_on_purpose_is_sealed_and_labelled(tmp_path: Path) -> None:
     folder = complete().write(tmp_path / "set")
     before = TraceSet.read(folder).sha256
-    frame = pq.read_table(folder / "positions.parquet").to_pandas(types_mapper=None)
-    assert frame["run_length"].notna().all()
-    zeroed(folder)
+    path = folder / "positions.parquet"
+    frame = pd.read_parquet(path, dtype_backend="pyarrow")
+    frame["run_length"] = (frame["run_length"] * 0).astype("int32[pyarrow]")
+    frame.to_parquet(path)
     done = CliRunner().invoke(main, ["traces", "seal", str(folder)])
     assert done.output == f"{folder}: sealed positions (edited by hand)\n"
     again = CliRunner().invoke(main, ["traces", "seal", str(folder)])
@@ -178,6 +180,15 @@ def test_an_edit_on_purpose_is_sealed_and_labelled(tmp_path: Path) -> None:
     assert provenance["edited_tables"] == ["positions"]
     assert caption({"provenance": provenance}).endswith("; recorded positions edited by hand")
     assert TraceSet.read(edited.write(tmp_path / "again")).manifest.edited == ("positions",)
+
+
+def test_text_as_pandas_writes_it_is_text(tmp_path: Path) -> None:
+    folder = complete().write(tmp_path / "set")
+    pd.read_parquet(folder / "timings.parquet").head(3).astype({"tree_nodes": "Int32"}).to_parquet(
+        folder / "timings.parquet"
+    )
+    assert [one.tables for one in seal(folder)] == [("timings",)]
+    assert TraceSet.read(folder).timings["model"].to_pylist() == ["verifier"] * 3
 
 
 def test_sealing_checks_the_whole_contract_first(tmp_path: Path) -> None:
