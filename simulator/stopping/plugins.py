@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from calibration.errors import ScenarioError, did_you_mean
-from simulator.arrays import IntArray
-from simulator.serving.round import Played, Round
-from simulator.stopping.base import OraclePolicy, Policy, StoppingPolicy
 from calibration.checksums import joint_sha256
 from calibration.errors import ScenarioError, did_you_mean
 from calibration.version import package_files
-from simulator.stopping.base import StoppingPolicy
+from simulator.arrays import IntArray
+from simulator.serving.round import Played, Round
+from simulator.stopping.base import OraclePolicy, Policy, StoppingPolicy
 
 GROUP = "paceline.stopping"
 """The entry point group."""
