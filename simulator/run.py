@@ -17,11 +17,11 @@ from simulator.keys.fleet_settings import OracleShortest
 from simulator.keys.workload_settings import block_tokens
 from simulator.loading import name_faults
 from simulator.placement.make import placement_provenance
-from simulator.playback.replay import Replay, SequenceTable, select_sequences
-from simulator.pricing.costs import Prices
+from simulator.playback.replay import SequenceTable, select_sequences
 from simulator.pricing.energy import joules
 from simulator.pricing.power import modelled_joules
 from simulator.results import metrics
+from simulator.results.evidence import graded, replayed, served
 from simulator.results.record import Record, iterations_table, requests_table
 from simulator.results.result import RunResult
 from simulator.routing.drafter_make import drafter_names, is_drawn, routing_summary
@@ -56,7 +56,7 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
     env.run()
     record = Record(members(fleet, places))
     requests, iterations = requests_table(record, sequences), iterations_table(record)
-    prices, replay = places[0].prices, places[0].replay
+    prices = places[0].prices
     extrapolated = sum(place.prices.extrapolated_iterations for place in places)
     summary: dict[str, Any] = {
         "name": scenario.name,
@@ -78,7 +78,7 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
         "paceline_version": paceline_version(),
         **_fleet(scenario, places, fleet, record, requests, iterations),
         "costs": prices.describe(),
-        "provenance": _provenance(scenario, traces.manifest, sequences, replay, prices)
+        "provenance": _provenance(scenario, traces.manifest, sequences, places)
         | traces_identity(traces)
         | ({"inputs_sha256": inputs} if inputs else {})
         | _workload_provenance(scenario, source)
@@ -92,7 +92,6 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
 def _oracles(places: list[Station]) -> dict[str, str]:
     """Say what knows the future, if anything does: such results bound what an engine can do."""
     chosen = [place.scenario for place in places]
-    routings = [one.routing.drafter for one in chosen if one.routing is not None]
     routings = [one.routing.drafter for one in chosen if one.routing is not None]
     rules = {rule.policy for rule in routings if rule is not None}
     known = {"stopping policy"} if any(isinstance(place.policy, OraclePolicy) for place in places) else set()
@@ -185,23 +184,25 @@ def _warn(extrapolated: int, iterations: int) -> None:
 
 
 def _provenance(
-    scenario: Scenario, manifest: Manifest, sequences: SequenceTable, replay: Replay | None, prices: Prices
+    scenario: Scenario, manifest: Manifest, sequences: SequenceTable, places: list[Station]
 ) -> dict[str, Any]:
     """Say where the numbers come from: which are simulated, fitted, stated, recorded or imported."""
+    manifests = [place.traces.manifest for place in places]
+    replays = [place.replay for place in places if place.replay is not None]
     exactness = "none: nothing is drafted"
-    if replay is not None:
-        exactness = "exact in distribution (sampled)" if is_drawn(replay) else "exact (recorded run lengths)"
+    if replays:
+        exactness = replayed(manifests, drafter_names(scenario), any(is_drawn(replay) for replay in replays))
     return {
         "results": "simulated",
-        "costs": prices.verify.rests_on,
+        "costs": places[0].prices.verify.rests_on,
+        **graded(manifests, [place.prices for place in places]),
         "acceptance": manifest.kind
         if manifest.import_format is None
         else f"{manifest.kind}: {manifest.import_format}",
         "replay": exactness,
-        "verifier": manifest.verifier.name,
+        **served(scenario, manifest),
         "drafter": ", ".join(drafter_names(scenario)) or None if scenario.speculates else None,
         "decoding": manifest.decoding.mode,
-        "device": manifest.device.name,
         "sequences": len(sequences),
         "traces_created": manifest.created,
     }

@@ -49,6 +49,7 @@ def manifest(
         decoding=DecodingInfo(mode="greedy") if mode == "greedy" else DecodingInfo(mode="sampled", temperature=1.0),
         device=DeviceInfo(name="none", kind="unknown"),
         import_format="drawn for a test",
+        import_grain="position",
     )
 
 

@@ -13,6 +13,7 @@ from calibration.errors import CostError
 from calibration.traces import TraceSet
 from simulator.pricing.costs import Number, StepCost
 from simulator.pricing.fitted import fit_step
+from simulator.pricing.grades import STATED, StepGrade
 from simulator.pricing.roofline import roofline_step
 
 RECORDED = "recorded step times"
@@ -71,6 +72,11 @@ class Share:
     def rests_on(self) -> str:
         """What its seconds rest on."""
         return f"assumed share of a step: {self.whole.rests_on}"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return STATED
 
     def describe(self) -> dict[str, Any]:
         """Give the share and what it is of."""

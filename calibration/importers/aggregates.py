@@ -228,6 +228,7 @@ def synthesize(
         collected.positions(name, origin.drafter, runs, proposals)
     manifest = origin.manifest(
         import_format,
+        "aggregate",
         longest_draft=max(law.longest for law in laws),
         prompts=prompts,
         seed=seed,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from calibration.traces import DecodingInfo, DeviceInfo, DrafterInfo, Manifest, ModelInfo, PromptSource
-from calibration.traces.manifest import CostConstants
+from calibration.traces.manifest import CostConstants, Grain
 from calibration.traces.paradigms import paradigm_of
 from calibration.version import paceline_version
 
@@ -55,6 +55,7 @@ class Origin:
     def manifest(
         self,
         import_format: str,
+        grain: Grain,
         *,
         longest_draft: int,
         prompts: Sequence[PromptSource],
@@ -62,7 +63,7 @@ class Origin:
         unknown: Sequence[str],
         notes: Sequence[str],
     ) -> Manifest:
-        """Give the manifest of an import in which drafts had at most `longest_draft` tokens."""
+        """Give the manifest of an import that tells acceptance by `grain`, in drafts of at most `longest_draft` tokens."""
         temperature = self.temperature or 0.0
         drafter = DrafterInfo(
             name=self.drafter,
@@ -82,6 +83,7 @@ class Origin:
             device=DeviceInfo(name=self.device, kind="unknown"),
             prompts=tuple(prompts),
             import_format=import_format,
+            import_grain=grain,
             unknown=(*unknown, *self._not_told()),
             notes=tuple(notes),
             costs=self.costs,

@@ -79,6 +79,7 @@ def requests_to_traces(
     said = [*notes, *_said(tally, longest, rates, origin, requests, sources)]
     manifest = origin.manifest(
         import_format,
+        "histogram" if tally.requests_shuffled else "round",
         longest_draft=longest,
         prompts=prompts,
         seed=seed,

@@ -116,6 +116,7 @@ def trace_of_rounds(
         domains[request.domain] = domains.get(request.domain, 0) + 1
     manifest = origin.manifest(
         import_format,
+        "round",
         longest_draft=longest,
         prompts=[prompt_source(file, domain, number) for domain, number in domains.items()],
         seed=seed,

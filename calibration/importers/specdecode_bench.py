@@ -98,6 +98,7 @@ def import_specdecode_bench(
         device=DeviceInfo(name="NVIDIA H100", kind="cuda"),
         prompts=tuple(prompts),
         import_format=f"{FORMAT} ({alignment} alignment)",
+        import_grain="position",
         unknown=_UNKNOWN,
         notes=tuple(notes),
         costs=costs,

@@ -24,6 +24,10 @@ SCHEMA_VERSION = 2
 """TraceSet schema that this version writes, and the newest that it reads. 2 brought draft trees (`proposal_nodes`)
 and drafters whose depth varies (`draft_layers`)."""
 
+Grain = Literal["position", "round", "histogram", "aggregate"]
+"""How finely an import tells acceptance: at every position; round by round; rounds counted by their length, request by
+request; or only summed up over requests (counters, rates, a mean), so that rounds had to be made up."""
+
 M = TypeVar("M", bound=BaseModel)
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -158,8 +162,8 @@ class Manifest(_Strict):
     """Everything about a TraceSet that is not a table.
 
     ``kind`` is ``recorded`` (measured by ``paceline calibrate``) or ``imported`` (measured by others; see
-    ``import_format`` and ``unknown``, the list of what could not be known). ``sealed``: see
-    `calibration.traces.traceset.seal`; left out of the file where there is none.
+    ``import_format``, ``import_grain``, `Grain`, and ``unknown``, the list of what could not be known). ``sealed``:
+    see `calibration.traces.traceset.seal`. It and ``import_grain`` are left out of the file where there is none.
     """
 
     schema_version: Positive = SCHEMA_VERSION
@@ -175,6 +179,7 @@ class Manifest(_Strict):
     software: dict[str, str] = Field(default_factory=dict)
     prompts: tuple[PromptSource, ...] = ()
     import_format: str | None = None
+    import_grain: Grain | None = None
     unknown: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     costs: CostConstants | None = None
@@ -182,10 +187,11 @@ class Manifest(_Strict):
     sealed: tuple[Sealing, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _without_empty_seals(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_not_said(self, inner: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = inner(self)
-        if not data.get("sealed"):
-            data.pop("sealed", None)  # so that versions of the schema that do not know it read on
+        for name in ("sealed", "import_grain"):
+            if not data.get(name):
+                data.pop(name, None)  # so that versions of the schema that do not know it read on
         return data
 
     @property

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from calibration.traces.grades import GRADE_LIMITS, acceptance_grade
 from calibration.traces.manifest import Manifest, ModelInfo
 from calibration.traces.traceset import TraceSet
 
@@ -33,6 +34,7 @@ def _header(traces: TraceSet) -> RenderableType:
     lines = Table.grid(padding=(0, 2))
     rows = [
         ("origin", manifest.kind + (f": {manifest.import_format}" if manifest.import_format else "")),
+        ("acceptance", GRADE_LIMITS[acceptance_grade(manifest)]),
         ("decoding", how),
         ("device", f"{manifest.device.name} ({manifest.device.kind}{threads})"),
         ("software", ", ".join(f"{k} {v}" for k, v in manifest.software.items()) or "unknown"),

@@ -10,6 +10,7 @@ from simulator.arrays import IntArray
 from simulator.placement.serial import Serial
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftCost, DraftPerStep, Number, StepCost
+from simulator.pricing.grades import STATED, StepGrade
 from simulator.serving.round import Played, Round
 from simulator.stopping import StoppingPolicy
 
@@ -37,6 +38,11 @@ class GroupedStep:
     def rests_on(self) -> str:
         """What its seconds rest on."""
         return f"{self.whole.rests_on}, divided over groups of layers"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return STATED
 
     def describe(self) -> dict[str, Any]:
         """Give what the whole step is made of, and how it is divided."""

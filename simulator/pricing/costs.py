@@ -13,6 +13,7 @@ import numpy as np
 
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.arrays import FloatArray, IntArray
+from simulator.pricing.grades import STATED, StepGrade, lowest_step_grade
 from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, PromptTokens
 from simulator.pricing.roofline import RooflineStep
 
@@ -39,6 +40,11 @@ class StepCost(Protocol):
         """What its seconds rest on, in a few words."""
         ...
 
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        ...
+
 
 class LinearStep:
     """base_s + per_token_s * new tokens + per_context_token_s * cached tokens; stated, not measured."""
@@ -60,6 +66,11 @@ class LinearStep:
     def rests_on(self) -> str:
         """What its seconds rest on."""
         return "stated linear constants"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return STATED
 
     def describe(self) -> dict[str, Any]:
         """Give the constants and where they come from."""
@@ -156,6 +167,11 @@ class DraftFraction:
         """Itself: it has no step of its own."""
         return self
 
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return STATED
+
     def describe(self) -> dict[str, Any]:
         """Give the fraction and where it comes from."""
         return {**self._cost.model_dump(), "source": self._source}
@@ -182,6 +198,11 @@ class Sharded:
     def rests_on(self) -> str:
         """What its seconds rest on."""
         return f"{self._step.rests_on}, divided over devices"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return STATED
 
     def describe(self) -> dict[str, Any]:
         """Give the constants, and that their division is assumed."""
@@ -296,6 +317,14 @@ class Prices:
             draft_s, beyond = self.draft.seconds(drafted, context, verify_s, share)
         self.extrapolated_iterations += outside or beyond
         return draft_s, verify_s
+
+    @property
+    def grades(self) -> dict[str, StepGrade]:
+        """Grade of the verifier's steps, of drafting where anything drafts, and of a host overhead that is charged."""
+        drafts = [cost.step.grade for cost in (self.draft, *self.by_drafter.values()) if cost is not None]
+        found = {"verifier": lowest_step_grade((self.prefill.grade, self.verify.grade))}
+        found |= {"drafter": lowest_step_grade(drafts)} if drafts else {}
+        return found | ({"host overhead": STATED} if self.overhead_s else {})
 
     def describe(self) -> dict[str, Any]:
         """Give what every price is made of."""

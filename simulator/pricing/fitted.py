@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from calibration.errors import CostError
 from simulator.arrays import FloatArray
+from simulator.pricing.grades import MEASURED, StepGrade
 
 _DIGITS = 9
 """Significant digits kept of a coefficient: more would differ between linear-algebra libraries."""
@@ -129,6 +130,11 @@ class FittedStep(CurveStep):
     def rests_on(self) -> str:
         """What its seconds rest on."""
         return "fitted to recorded timings"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return MEASURED
 
     def describe(self) -> dict[str, Any]:
         """Give the size and the range of the measurement and the errors of the fit."""

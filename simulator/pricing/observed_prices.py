@@ -7,6 +7,7 @@ from typing import Any
 
 from simulator.pricing.fitness import Fitness
 from simulator.pricing.fitted import CurveStep
+from simulator.pricing.grades import OBSERVED, StepGrade
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class ObservedStep(CurveStep):
     def rests_on(self) -> str:
         """What its seconds rest on."""
         return "fitted to steps of an engine"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return OBSERVED
 
     def describe(self) -> dict[str, Any]:
         """Give where the price comes from, how well it tells these steps, and what it assumes."""
@@ -95,6 +101,11 @@ class ObservedRound:
     def rests_on(self) -> str:
         """What its seconds rest on."""
         return "fitted to steps of an engine"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return OBSERVED
 
     def describe(self) -> dict[str, Any]:
         """Give the constants and where they come from."""

@@ -18,6 +18,7 @@ from calibration.errors import CalibrationError, CostError
 from calibration.timing.shapes import Shape, get_shape
 from simulator.arrays import FloatArray
 from simulator.pricing.devices import ELEMENT_BYTES, Device, get_device
+from simulator.pricing.grades import ROOFLINE, StepGrade
 from simulator.pricing.kernels import Efficiencies, all_reduce_s, attention_s, elementwise_s, matmul_s, matrices
 from simulator.pricing.work import Share
 
@@ -183,6 +184,11 @@ class RooflineStep:
     def rests_on(self) -> str:
         """What its seconds rest on."""
         return "roofline with efficiencies fitted to public tables"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return ROOFLINE
 
     def describe(self) -> dict[str, Any]:
         """Give what it is of, what was fitted and what is extrapolated, and the errors on what was not fitted to."""

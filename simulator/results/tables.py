@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.errors import ScenarioError, did_you_mean
 from simulator.experiments.axes import text_of
 from simulator.experiments.estimate import Estimate
+from simulator.results.evidence import lowest_told, steps_told, verifier_on
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -208,15 +209,21 @@ def sweep_table(result: SweepResult, metrics: Sequence[str] | None = None) -> Ta
 
 
 def caption(*summaries: Mapping[str, Any]) -> str:
-    """Say what stands behind the numbers of runs: simulated from what, replayed how exactly, priced how."""
+    """Say what stands behind the numbers of runs: the lowest grades, replayed how exactly, priced how, and for what."""
+    found = [summary.get("provenance", {}) for summary in summaries]
 
     def all_of(key: str, missing: str = "unknown") -> str:
-        found = (summary.get("provenance", {}).get(key) or missing for summary in summaries)
-        return " / ".join(dict.fromkeys(found))
+        return " / ".join(dict.fromkeys(str(one.get(key) or missing) for one in found))
 
+    lowest = lowest_told(found)
+    imported = dict.fromkeys(str(one["acceptance"]) for one in found if ": " in str(one.get("acceptance", "")))
+    origin = f" ({' / '.join(imported)})" if imported else ""
+    others = dict.fromkeys(str(one["costs_of"]) for one in found if "costs_of" in one)
+    priced = f", those of {' / '.join(others)}" if others else ""
     return (
-        f"simulated; acceptance {all_of('acceptance')}, replay {all_of('replay')}; step costs {all_of('costs')}; "
-        f"{all_of('verifier')} on {all_of('device')}; drafter {all_of('drafter', 'none')}" + _doubts(*summaries)
+        f"simulated; acceptance {lowest['acceptance_grade']}{origin}, replay {all_of('replay')}; step costs "
+        f"{all_of('costs')} ({steps_told(lowest)}){priced}; {' / '.join(dict.fromkeys(verifier_on(one) for one in found))}; "
+        f"drafter {all_of('drafter', 'none')}" + _doubts(*summaries)
     )
 
 
