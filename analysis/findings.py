@@ -11,6 +11,7 @@ from analysis.costfit import CostFit
 from analysis.records import from_json, to_json
 from analysis.speedup import BestLength, Crossover, SpeedupCell
 from calibration.errors import ReportError, ScenarioError
+from simulator.results.evidence import Evidence
 
 CostSource = Literal["fitted", "stated", "assumed"]
 """Where step costs come from: fitted to recorded timings, stated with an import, assumed by whoever ran the study."""
@@ -71,6 +72,7 @@ class Provenance:
     import_format: str | None
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)

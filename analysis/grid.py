@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from analysis.simulated import simulate_and_hear
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
+
+if TYPE_CHECKING:
+    from simulator import Scenario
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -138,12 +141,12 @@ def run_grid(
     return [by_cell[index] for index in range(len(cells))]
 
 
-def run_cell(traces: TraceSet, cell: Cell, costs: Mapping[str, Any], seed: int) -> CellRun:
-    """Simulate one cell: every request of `traces` once, in a batch kept full."""
+def cell_scenario(cell: Cell, costs: Mapping[str, Any], seed: int) -> Scenario:
+    """Give the scenario of one cell: a batch kept full."""
     from simulator import Scenario
 
     speculate = {"policy": "fixed", "draft_tokens": cell.draft_tokens}
-    scenario = Scenario.model_validate(
+    return Scenario.model_validate(
         {
             "name": f"{cell.drafter} draft {cell.draft_tokens} batch {cell.batch}",
             "seed": seed,
@@ -155,7 +158,11 @@ def run_cell(traces: TraceSet, cell: Cell, costs: Mapping[str, Any], seed: int) 
             "costs": dict(costs),
         }
     )
-    result, said = simulate_and_hear(scenario, traces)
+
+
+def run_cell(traces: TraceSet, cell: Cell, costs: Mapping[str, Any], seed: int) -> CellRun:
+    """Simulate one cell: every request of `traces` once, in a batch kept full."""
+    result, said = simulate_and_hear(cell_scenario(cell, costs, seed), traces)
     return _summarise(traces, cell, result.requests, result.summary, said)
 
 

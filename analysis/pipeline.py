@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,12 +11,15 @@ from analysis.acceptance import AcceptanceRow, DepthPoint, acceptance_rows, dept
 from analysis.bootstrap import ClusterBootstrap, describe, number
 from analysis.costfit import CostFit, cost_fits
 from analysis.findings import Answer, CostSource, Findings, ModelFact, Provenance, RunShare, Sizes, StudySettings
-from analysis.grid import CellRun, Progress, baselines, grid_cells, requests_of, run_grid
+from analysis.grid import CellRun, Progress, baselines, cell_scenario, grid_cells, requests_of, run_grid
 from analysis.rounds import recording
 from analysis.speedup import BestLength, Crossover, best_lengths, crossovers, speedup_cells
 from calibration.errors import CostError, ReplayError
 from calibration.ngram import lookup_runs
 from calibration.traces import DrafterInfo, Manifest, ModelInfo, TraceSet
+from simulator import Scenario
+from simulator.results.evidence import served
+from simulator.run import evidence_of
 
 REFERENCE_DRAFT_TOKENS = 4
 """Draft length that tables quote where one must be chosen, or the longest shorter one on the grid."""
@@ -49,7 +53,7 @@ def study(
     fits = cost_fits(traces) if source == "fitted" else ()
     return Findings(
         settings=chosen,
-        provenance=_provenance(traces.manifest),
+        provenance=_provenance(traces, [cell_scenario(cell, chosen.costs or {}, chosen.seed) for cell in cells]),
         sizes=_sizes(traces),
         method=describe(chosen.draws),
         reference_draft_tokens=reference,
@@ -124,8 +128,10 @@ def _answer(best: Sequence[BestLength], crossing: Sequence[Crossover]) -> Answer
     )
 
 
-def _provenance(manifest: Manifest) -> Provenance:
+def _provenance(traces: TraceSet, scenarios: Sequence[Scenario]) -> Provenance:
+    manifest = traces.manifest
     decoding = manifest.decoding
+    named = served(scenarios[0], manifest)
     how = "greedy"
     if decoding.mode == "sampled":
         how = f"sampled, temperature {decoding.temperature:g}, top-p {decoding.top_p:g}"
@@ -141,8 +147,8 @@ def _provenance(manifest: Manifest) -> Provenance:
         paceline_version=manifest.paceline_version,
         seed=manifest.seed,
         decoding=how,
-        models=(_model(manifest.verifier), *(_model(info) for info in manifest.drafters)),
-        device=manifest.device.name,
+        models=(replace(_model(manifest.verifier), name=named["verifier"]), *(_model(info) for info in manifest.drafters)),
+        device=named["device"],
         device_kind=manifest.device.kind,
         threads=manifest.device.threads,
         memory_bytes=manifest.device.memory_bytes,
@@ -151,6 +157,7 @@ def _provenance(manifest: Manifest) -> Provenance:
         import_format=manifest.import_format,
         unknown=manifest.unknown,
         notes=manifest.notes,
+        evidence=evidence_of(scenarios, traces),
     )
 
 

@@ -17,7 +17,9 @@ def question(findings: Findings) -> str:
     facts = findings.provenance
     count = len(findings.drafters)
     which = (
-        "does the recorded drafter speed" if count == 1 else f"which of the {number(count)} recorded drafters speeds"
+        f"does the {facts.kind} drafter speed"
+        if count == 1
+        else f"which of the {number(count)} {facts.kind} drafters speeds"
     )
     return (
         f"With the verifier {named(facts.models[0].name)} on {named(facts.device)}, {which} up decoding, "

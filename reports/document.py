@@ -77,7 +77,8 @@ class Section:
 class Document:
     """The whole report. `created` is (year, month, day), from the traces and not from the clock.
 
-    ``answers`` stand as bullets below the verdict, each after its question in bold; `compact` starts the sections
+    ``evidence``: the grades of what the verdict stands on, right below it; ``answers`` stand as bullets below that,
+    each after its question in bold; `compact` starts the sections
     right behind the front instead of on a page of their own.
     """
 
@@ -95,6 +96,7 @@ class Document:
     sections: tuple[Section, ...]
     answers: tuple[Paragraph, ...] = ()
     compact: bool = False
+    evidence: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Give what the template reads."""

@@ -12,6 +12,7 @@ from reports.collect import Answers
 from reports.document import Block, Bullets, Document, Figure, Paragraph, Section, timestamp
 from reports.figures import Drawing
 from reports.guidelines import study_guidelines
+from reports.evidence import evidence_line, grade_limits
 from reports.parts.part import Part
 from reports.sections import compose, study_sections
 from reports.sections.limits import limits
@@ -61,9 +62,14 @@ def _head(answers: Answers, names: Sequence[str], created: str) -> Document:
         front=(),
         sections=(),
     )
+    graded = [(part.title, part.evidence) for part in parts if part.evidence is not None]
     if answers.study is not None:
-        return replace(compose(answers.study, {}), footer=_LABELS, answers=tuple(part.answer for part in parts))
-    return replace(base, answers=tuple(part.answer for part in parts[1:]))
+        if (own := answers.study.provenance.evidence) is not None:
+            graded.insert(0, ("Study", own))
+        base = replace(compose(answers.study, {}), footer=_LABELS)
+    else:
+        parts = parts[1:]
+    return replace(base, answers=tuple(part.answer for part in parts), evidence=evidence_line(graded))
 
 
 def _study(answers: Answers, parts: Sequence[Part], drawings: Mapping[str, Drawing], head: Document) -> Document:
@@ -96,8 +102,8 @@ def _closing(answers: Answers, parts: Sequence[Part]) -> list[Section]:
         blocks += [Paragraph(f"Intervals of acceptance and speed-up: {answers.study.method}.", lead="Method.")]
         blocks += [limits(answers.study)]
     for part in parts:
-        if part.limits:
-            blocks += [Paragraph("", lead=f"{part.title}."), Bullets(part.limits)]
+        if told := (*grade_limits(part.evidence), *part.limits):
+            blocks += [Paragraph("", lead=f"{part.title}."), Bullets(told)]
     return [*sections, Section("Methods and limits of validity", tuple(blocks))] if blocks else sections
 
 
@@ -149,7 +155,8 @@ def _brief(
     """The verdict, one figure, the answers, and at most so many pieces of advice and limits."""
     shown = drawings.get("speedup-by-batch") or next((one for part in parts for one in part.drawings), None)
     advice = _few([study_guidelines(answers.study) if answers.study else (), *(p.guidelines for p in parts)], most[0])
-    told = _few([limits(answers.study).items if answers.study else (), *(p.limits for p in parts)], most[1])
+    own = limits(answers.study).items if answers.study else ()
+    told = _few([own, *((*grade_limits(p.evidence), *p.limits) for p in parts)], most[1])
     sections = []
     for title, items in (("Guidelines", advice), ("Limits", told)):
         if items:

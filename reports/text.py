@@ -6,6 +6,7 @@ import unicodedata
 
 from analysis.bootstrap import Estimate
 from analysis.findings import Findings
+from calibration.traces.grades import PER_ROUND, RECORDED, SYNTHESISED, Grade
 
 _RANGES = ((0x20, 0x7E), (0xA0, 0x17F), (0x370, 0x3FF), (0x400, 0x45F), (0x2010, 0x2026))
 _SIGNS = frozenset("\u2190\u2192\u2212\u2248\u2264\u2265")
@@ -99,6 +100,15 @@ def listing(words: list[str]) -> str:
 def sim_label(findings: Findings) -> str:
     """Label of simulated numbers, which says so when their costs were not fitted to timings."""
     return "simulated" if findings.cost_source == "fitted" else f"simulated with {findings.cost_source} costs"
+
+
+def acceptance_label(findings: Findings) -> str:
+    """Label of acceptance and of sizes, by its grade: *measured* where they were recorded here."""
+    evidence = findings.provenance.evidence
+    return "measured" if evidence is None else _LABELS[evidence.acceptance]
+
+
+_LABELS: dict[Grade, str] = {RECORDED: "measured", PER_ROUND: "imported", SYNTHESISED: "synthesised"}
 
 
 def sample(findings: Findings) -> str:

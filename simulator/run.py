@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from simulator.playback.replay import SequenceTable, select_sequences
 from simulator.pricing.energy import joules
 from simulator.pricing.power import modelled_joules
 from simulator.results import metrics
-from simulator.results.evidence import graded, replayed, served
+from simulator.results.evidence import Evidence, graded, replayed, served
 from simulator.results.record import Record, iterations_table, requests_table
 from simulator.results.result import RunResult
 from simulator.routing.drafter_make import drafter_names, is_drawn, routing_summary
@@ -61,7 +61,11 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
     summary: dict[str, Any] = {
         "name": scenario.name,
         **metrics.service(record, requests, iterations, scenario),
-        **(metrics.acceptance(record) if any(place.policy is not None for place in places) else {}),
+        **(
+            metrics.acceptance(record) | metrics.rounds(requests)
+            if any(place.policy is not None for place in places)
+            else {}
+        ),
         **routing_summary({place.name: place.routed for place in places}),
         **metrics.where_time_went(iterations),
         **metrics.beside(record),
@@ -87,6 +91,17 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
     }
     _warn(extrapolated, iterations.num_rows)
     return RunResult(scenario, summary, requests, iterations)
+
+
+def evidence_of(scenarios: Iterable[Scenario], traces: TraceSet) -> Evidence:
+    """Give what runs of `scenarios` with `traces` stand on together, without running them."""
+    told = []
+    for scenario in scenarios:
+        sequences = select_sequences(traces, domains=scenario.traces.domains, drafter=drafter_names(scenario))
+        places = stations(scenario, traces, sequences, read_traces)
+        manifests = [place.traces.manifest for place in places]
+        told.append(graded(manifests, [place.prices for place in places]) | served(scenario, traces.manifest))
+    return Evidence.of(told)
 
 
 def _oracles(places: list[Station]) -> dict[str, str]:

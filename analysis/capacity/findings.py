@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from analysis.bootstrap import Estimate
+from simulator.results.evidence import Evidence
 
 SCHEMA_VERSION = 1
 
@@ -132,4 +133,5 @@ class CapacityFindings:
     stable: bool
     stability: float
     warnings: tuple[str, ...]
+    evidence: Evidence | None = None
     schema_version: int = field(default=SCHEMA_VERSION)

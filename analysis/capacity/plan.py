@@ -27,7 +27,8 @@ from analysis.capacity.sustain import (
 from calibration.errors import ConvergenceWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.replicate import check_number, replication_seeds, with_seed
-from simulator.run import read_traces
+from simulator.results.evidence import served
+from simulator.run import evidence_of, read_traces
 from simulator.scenario import Scenario
 
 T = TypeVar("T")
@@ -92,13 +93,15 @@ def plan_capacity(
         price = scenario.costs.usd_per_hour / (replicas * size)
     first = next(iter(found.results.values()))
     manifest = traces.manifest
+    evidence = evidence_of(policies.values(), traces)
+    named = served(scenario, manifest)
     return CapacityFindings(
         name=scenario.name,
         created=manifest.created,
-        verifier=manifest.verifier.name,
-        device=manifest.device.name,
+        verifier=named["verifier"],
+        device=named["device"],
         costs=_costs(scenario, traces),
-        acceptance=manifest.kind if manifest.import_format is None else f"imported from {manifest.import_format}",
+        acceptance=evidence.acceptance,
         arrivals=arrivals(scenario),
         objective=found.objective,
         policies=tuple(
@@ -120,6 +123,7 @@ def plan_capacity(
         trials=found.trials,
         stable=found.stable,
         stability=STABILITY,
+        evidence=evidence,
         warnings=tuple(
             sorted({said for several in found.results.values() for one in several for said in _said(one)})
         ),

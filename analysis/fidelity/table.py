@@ -9,6 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from analysis.fidelity.counts import Count
+from analysis.fidelity.split import Split
+
 Role = Literal["fit", "held-out"]
 
 QUANTITIES: dict[str, tuple[str, str]] = {
@@ -46,7 +49,8 @@ class Condition:
 
     `source`: engine and device, one name for a whole group. `labels`: what varies (drafter, draft_tokens, batch,
     arrivals, domain, ...), as text. `notes`: what a reader must know, e.g. that a price lay outside of what was
-    fitted.
+    fitted. `counts`: acceptance, predicted and as the engine counted it; empty without speculation, and for what
+    others published. `split`: whose the error of the mean end-to-end time is.
     """
 
     source: str
@@ -57,6 +61,13 @@ class Condition:
     labels: dict[str, str] = field(default_factory=dict)
     open_loop: bool = False
     notes: tuple[str, ...] = ()
+    counts: tuple[Count, ...] = ()
+    split: Split | None = None
+
+    @property
+    def speculates(self) -> bool:
+        """Whether anything drafts in it; conditions without labels, of published tables, do."""
+        return self.labels.get("drafter") != "none" and self.labels.get("draft_tokens") != "0"
 
     def of(self, name: str) -> Compared | None:
         """Give one quantity, None where it was not measured."""

@@ -13,9 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
+from analysis.fidelity.counts import NOT_COUNTED, Count, counts
 from analysis.fidelity.crossover import crossovers
 from analysis.fidelity.measured import MeasuredCondition, find_conditions, summaries, text_note
-from analysis.fidelity.predict import Progress, own_steps, predict, price_notes
+from analysis.fidelity.predict import Progress, own_steps, predict, price_notes, priced
+from analysis.fidelity.split import PARTS, split_error
 from analysis.fidelity.table import QUANTITIES, Compared, Condition, Fidelity, Source
 from calibration.errors import PacelineError, ScenarioError, TraceError
 from calibration.folder import write_whole
@@ -53,7 +55,9 @@ def validate(folder: str | os.PathLike[str], *, workers: int = 2, progress: Prog
     infos = _source_infos(root, found)
     outcomes = predict(found, workers=workers, progress=progress)
     texts = _Texts()
-    conditions = [_condition(one, outcome, texts) for one, outcome in zip(found, outcomes, strict=True)]
+    conditions = [
+        _condition(one, outcome, texts, priced(one, found)) for one, outcome in zip(found, outcomes, strict=True)
+    ]
     pairs = [(condition, one.scenario) for condition, one in zip(conditions, found, strict=True)]
     names = dict.fromkeys(one.source for one in found)
     return Fidelity(
@@ -110,14 +114,19 @@ class _Texts:
     def note(self, one: MeasuredCondition) -> str | None:
         if one.run.requests["output_token_ids"].null_count == one.run.requests.num_rows:
             return None
+        return text_note(one.run, self.of(one))
+
+    def of(self, one: MeasuredCondition) -> TraceSet:
+        """Give the TraceSet that `one` replays."""
         source = one.scenario.traces
         place = source.bundled or str(one.scenario.locate(source.path or "").resolve())
         if place not in self._kept:
             self._kept[place] = read_traces(one.scenario)
-        return text_note(one.run, self._kept[place])
+        return self._kept[place]
 
 
-def _condition(one: MeasuredCondition, outcome: Outcome, texts: _Texts) -> Condition:
+def _condition(one: MeasuredCondition, outcome: Outcome, texts: _Texts, scenario: Scenario) -> Condition:
+    """Compare one condition, whose prediction `outcome` is that of `scenario`: acceptance first, then time."""
     manifest = one.run.manifest
     try:
         measured = summaries(one.run, one.scenario)
@@ -140,6 +149,8 @@ def _condition(one: MeasuredCondition, outcome: Outcome, texts: _Texts) -> Condi
         labels=labels_of(one.scenario),
         open_loop=not isinstance(one.scenario.workload, ClosedLoop),
         notes=tuple(notes),
+        counts=counts(one.run, outcome.summary),
+        split=split_error(one.run, measured, outcome.summary, scenario, texts.of(one)),
     )
 
 
@@ -202,17 +213,48 @@ def read(folder: str | os.PathLike[str]) -> Fidelity:
 
 
 def to_csv(fidelity: Fidelity) -> str:
-    """Give all comparisons as CSV, fitted ones too; errors are predicted / measured - 1."""
+    """Give all comparisons as CSV, fitted ones too: acceptance first, then times, then whose the errors are.
+
+    Errors are predicted / measured - 1. Rows ``split_..`` have an error alone: the part of that of the mean
+    end-to-end time (see `analysis.fidelity.split`).
+    """
     labels = list(dict.fromkeys(name for condition in fidelity.conditions for name in condition.labels))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     own = ("source", "condition", "role", "open_loop", "repeats", *labels)
     writer.writerow((*own, "quantity", "unit", "measured", "predicted", "error", "spread", "notes"))
-    for one in fidelity.conditions:
-        told = (one.source, one.name, one.role, str(one.open_loop).lower(), one.repeats)
-        for found in one.compared:
-            spread = "" if found.spread is None else f"{found.spread:.6g}"
-            numbers = (f"{found.measured:.6g}", f"{found.predicted:.6g}", f"{found.error:.6g}", spread)
+    for rows in (_count_rows, _time_rows, _split_rows):
+        for one in fidelity.conditions:
+            told = (one.source, one.name, one.role, str(one.open_loop).lower(), one.repeats)
             varies = [one.labels.get(name, "") for name in labels]
-            writer.writerow((*told, *varies, found.name, QUANTITIES[found.name][1], *numbers, "; ".join(one.notes)))
+            writer.writerows((*told, *varies, *row, "; ".join(one.notes)) for row in rows(one))
     return out.getvalue()
+
+
+Cells = tuple[str, ...]
+
+
+def _count_rows(one: Condition) -> list[Cells]:
+    return [_count_cells(found) for found in one.counts]
+
+
+def _count_cells(found: Count) -> Cells:
+    counted = NOT_COUNTED if found.counted is None else f"{found.counted:.6g}"
+    error = "" if found.error is None else f"{found.error:.6g}"
+    return (found.name, found.unit, counted, f"{found.predicted:.6g}", error, "")
+
+
+def _time_rows(one: Condition) -> list[Cells]:
+    rows = []
+    for found in one.compared:
+        spread = "" if found.spread is None else f"{found.spread:.6g}"
+        numbers = (f"{found.measured:.6g}", f"{found.predicted:.6g}", f"{found.error:.6g}", spread)
+        rows.append((found.name, QUANTITIES[found.name][1], *numbers))
+    return rows
+
+
+def _split_rows(one: Condition) -> list[Cells]:
+    if one.split is None:
+        return []
+    parts = ((name, getattr(one.split, name)) for name in PARTS)
+    return [(f"split_{name}", "", "", "", f"{part:.6g}", "") for name, part in parts if part is not None]

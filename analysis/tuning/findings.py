@@ -7,6 +7,7 @@ from typing import Any
 
 from analysis.bootstrap import Estimate
 from analysis.tuning.goal import Goal
+from simulator.results.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,4 @@ class TuneFindings:
     exports: tuple[Export, ...]
     notes: tuple[str, ...]
     best_toml: str
+    evidence: Evidence | None = None

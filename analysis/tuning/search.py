@@ -38,6 +38,7 @@ from analysis.tuning.space import (
 from calibration.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator.playback.replay import select_sequences
+from simulator.results.evidence import Evidence
 from simulator.run import read_traces
 from simulator.scenario import Objectives, Scenario
 
@@ -324,6 +325,7 @@ class _Search:
             exports=(),
             notes=tuple(self._notes(best, number)),
             best_toml=scenario.to_toml(),
+            evidence=Evidence.of(self.runs.summary(one)["provenance"] for one in (best, alone)),
         )
 
     def _scored(self, candidate: Candidate, best: Candidate, number: int, comparisons: int) -> Scored:

@@ -33,6 +33,7 @@ def capacity_part(findings: CapacityFindings) -> Part:
         (drawing,),
         guidelines=_guidelines(findings),
         limits=_limits(findings),
+        evidence=findings.evidence,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from reports.document import Block, Paragraph
 from reports.figures.drawing import Drawing
+from simulator.results.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Part:
 
     ``answer`` goes to the front page (its lead is the question in two or three words), ``blocks`` under ``title``;
     ``guidelines`` are advice in plain words, ``limits`` what the numbers do not cover. ``drawings`` are the figures
-    that ``blocks`` show, for the files beside the report.
+    that ``blocks`` show, for the files beside the report. ``evidence``: what its numbers stand on, where they are
+    simulated.
     """
 
     key: str
@@ -24,3 +26,4 @@ class Part:
     drawings: tuple[Drawing, ...]
     guidelines: tuple[Paragraph, ...] = ()
     limits: tuple[Paragraph, ...] = ()
+    evidence: Evidence | None = None

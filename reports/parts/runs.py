@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.bootstrap import Estimate
+from calibration.traces.grades import told_grade
 from reports.document import Block, Figure, Paragraph, table
 from reports.figures.runs import contrast_ratios
 from reports.inputs import Summed
@@ -13,6 +14,7 @@ from reports.parts.capacity import rate
 from reports.parts.part import Part
 from reports.style import styled
 from reports.text import breakable, count, listing, named, short
+from simulator.results.evidence import Evidence, verifier_on
 from simulator.results.result import RunResult
 
 QUANTITIES = {
@@ -51,6 +53,7 @@ def run_part(result: RunResult, name: str) -> Part:
         (Paragraph(_sources(summary)), table(f"One run. [simulated; {served}]", ("Number", "Value"), rows, "lr")),
         (),
         limits=_extrapolated(summary, name),
+        evidence=Evidence.of([summary["provenance"]]),
     )
 
 
@@ -77,6 +80,7 @@ def replications_part(several: Summed, name: str) -> Part:
             ),
         ),
         (),
+        evidence=Evidence.of([told["provenance"]]),
     )
 
 
@@ -106,6 +110,7 @@ def comparison_part(several: Summed, name: str) -> Part:
         Paragraph(_comparison(told, rivals), lead=f"{short(name)}."),
         tuple(blocks),
         (drawing,),
+        evidence=Evidence.of(told["provenance"].values()),
     )
 
 
@@ -133,8 +138,8 @@ def _sources(told: Mapping[str, Any]) -> str:
     source = told["provenance"]
     drafter = source.get("drafter")
     return (
-        f"Verifier {named(source['verifier'])}, {'no drafter' if drafter is None else named(drafter)}; costs: "
-        f"{breakable(source['costs'])}; acceptance: {breakable(source['acceptance'])}; replay: "
+        f"Verifier {breakable(verifier_on(source))}, {'no drafter' if drafter is None else named(drafter)}; costs: "
+        f"{breakable(source['costs'])}; acceptance: {told_grade(source)} ({breakable(source['acceptance'])}); replay: "
         f"{breakable(source['replay'])}."
     )
 

@@ -31,4 +31,5 @@ def study_part(findings: Findings, name: str) -> Part:
         ),
         named,
         guidelines=study_guidelines(findings),
+        evidence=findings.provenance.evidence,
     )

@@ -25,6 +25,7 @@ def tuning_part(findings: TuneFindings) -> Part:
         drawings=figures,
         guidelines=tuple(_guidelines(findings)),
         limits=tuple(_limits(findings)),
+        evidence=findings.evidence,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from analysis.findings import Findings
 from reports import answer
 from reports.document import Bullets, Document, Figure, Section
+from reports.evidence import evidence_line
 from reports.figures import Drawing
 from reports.guidelines import study_guidelines
 from reports.sections.acceptance import acceptance, depth
@@ -15,7 +16,7 @@ from reports.sections.front import summary
 from reports.sections.limits import limits
 from reports.sections.provenance import provenance
 from reports.sections.speedup import speedup
-from reports.text import breakable, short
+from reports.text import acceptance_label, breakable, short
 
 __all__ = ["compose", "study_sections"]
 
@@ -30,14 +31,15 @@ def compose(findings: Findings, drawings: Mapping[str, Drawing]) -> Document:
         title="Does speculative decoding pay?",
         kicker="paceline report",
         subtitle=f"{verifier} with {answer.number(len(findings.drafters))} drafters on {breakable(facts.device)}; "
-        f"{facts.decoding}; recorded {date}.",
+        f"{facts.decoding}; {facts.kind} {date}.",
         running=f"Does speculative decoding pay? {short(facts.models[0].name)} on {short(facts.device, 40)}",
-        footer=f"[measured] recorded, then replayed   [simulated] served in SimPy, costs {findings.cost_source}",
+        footer=f"[{acceptance_label(findings)}] acceptance, replayed   [simulated] served in SimPy, costs {findings.cost_source}",
         date=date,
         created=(year, month, day),
         question=answer.question(findings),
         verdict=answer.verdict(findings),
         answer=tuple(answer.explanation(findings)),
+        evidence=evidence_line([("Study", facts.evidence)] if facts.evidence is not None else []),
         front=(summary(findings), Figure.of(drawings["speedup-by-batch"])) if drawings else (),
         sections=(
             *study_sections(findings, drawings),

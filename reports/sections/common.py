@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from analysis.acceptance import AcceptanceRow, DepthPoint
 from analysis.findings import Findings
-from reports.text import sample
+from reports.text import acceptance_label, sample
 
 _COLUMNS = 6
 """Drafters side by side in one table; more go into the next one."""
@@ -28,8 +28,8 @@ def request_count(findings: Findings) -> int:
 
 
 def measured_label(findings: Findings) -> str:
-    """End of the caption of a table of recorded numbers."""
-    return f"[measured; {sample(findings)}]"
+    """End of the caption of a table of acceptance: recorded, imported or synthesised numbers."""
+    return f"[{acceptance_label(findings)}; {sample(findings)}]"
 
 
 def chunks(names: Sequence[str]) -> list[Sequence[str]]:

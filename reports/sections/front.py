@@ -7,7 +7,7 @@ from analysis.speedup import Crossover
 from reports import answer
 from reports.document import Table, table
 from reports.sections.common import acceptance_row
-from reports.text import estimate, sample, short, sim_label
+from reports.text import acceptance_label, estimate, sample, short, sim_label
 
 
 def summary(findings: Findings) -> Table:
@@ -40,7 +40,7 @@ def summary(findings: Findings) -> Table:
         f"Every drafter at batch {head.batch}, all domains: its size relative to the verifier, accepted per "
         f"drafted at draft length {k}, its best draft length, the speed-up there with its 95% interval, tokens "
         "per round (bonus included) obtained and needed to break even, and the largest batch up to which it "
-        f"pays. [measured, {sim_label(findings)}; {sample(findings)}]",
+        f"pays. [{acceptance_label(findings)}, {sim_label(findings)}; {sample(findings)}]",
         ("Drafter", "Size", "Accepted", "Best length", "Speed-up", "Tokens", "Needed", "Pays up to"),
         rows,
         "lrrrrrrr",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from analysis.findings import Findings
+from calibration.traces.grades import RECORDED
 from reports.document import Bullets, Paragraph
+from reports.evidence import grade_limits
 from reports.sections.costs import cost_ratios
 from reports.text import breakable, listing
 
@@ -14,6 +16,7 @@ _MUCH_REPETITION = 0.02
 def limits(findings: Findings) -> Bullets:
     """List the limits that apply to these findings."""
     items = [
+        *grade_limits(findings.provenance.evidence),
         _sample(findings),
         _repetition(findings),
         _choice(findings),
@@ -65,7 +68,13 @@ def _choice(findings: Findings) -> Paragraph:
 
 
 def _replay(findings: Findings) -> Paragraph:
-    if findings.provenance.decoding.startswith("greedy"):
+    evidence = findings.provenance.evidence
+    if evidence is not None and evidence.acceptance != RECORDED:
+        text = (
+            "The replay of what was imported is exact; how close that is to the live pair, the grade of acceptance "
+            "says. Other decoding settings give other text and other acceptance."
+        )
+    elif findings.provenance.decoding.startswith("greedy"):
         text = (
             "Greedy replay is exact: acceptance is that of the live pair, token by token. Sampling at a temperature "
             "gives other text and other acceptance; record it to know."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from analysis.findings import Findings
 from reports.document import Block, table
+from reports.evidence import evidence_line
 from reports.sections.common import request_count
-from reports.text import breakable, count, parameters
+from reports.text import acceptance_label, breakable, count, parameters
 
 
 def provenance(findings: Findings) -> tuple[Block, ...]:
@@ -34,6 +35,7 @@ def provenance(findings: Findings) -> tuple[Block, ...]:
     threads = "" if facts.threads is None else f", {facts.threads} thread{'s' * (facts.threads != 1)}"
     setup = [
         ("Traces", f"{facts.kind}{' from ' + facts.import_format if facts.import_format else ''}, {facts.created}"),
+        ("Grades", "" if facts.evidence is None else evidence_line([("", facts.evidence)])),
         ("Command", facts.command),
         ("Device", f"{facts.device} ({facts.device_kind}{memory}{threads})"),
         ("Software", ", ".join(f"{k} {v}" for k, v in sorted(facts.software.items())) or "unknown"),
@@ -58,6 +60,6 @@ def provenance(findings: Findings) -> tuple[Block, ...]:
         models,
         how,
         table(
-            "Sample sizes by domain. [measured]", ("Domain", "Requests", "Output tokens"), [*amounts, total], "lrr"
+            f"Sample sizes by domain. [{acceptance_label(findings)}]", ("Domain", "Requests", "Output tokens"), [*amounts, total], "lrr"
         ),
     )

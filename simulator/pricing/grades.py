@@ -23,3 +23,12 @@ STEP_GRADES: tuple[StepGrade, ...] = (MEASURED, OBSERVED, ROOFLINE, STATED)
 def lowest_step_grade(grades: Iterable[StepGrade]) -> StepGrade:
     """Give the lowest of `grades`."""
     return max(grades, key=STEP_GRADES.index)
+
+
+STEP_LIMITS: dict[StepGrade, str] = {
+    MEASURED: "fitted to timings recorded with the traces: they hold for that device and software",
+    OBSERVED: "fitted to steps of an engine that was driven: they hold for that engine, device and settings",
+    ROOFLINE: "of a roofline whose efficiencies were fitted to public tables: nothing was timed for this result",
+    STATED: "at least in part constants that somebody stated or assumed: nothing was timed to check them",
+}
+"""What can be trusted of step times of each grade, for readers."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from calibration.measured.manifest import parse_manifest
 from calibration.measured.run import MARKER
 from calibration.traces import Manifest
-from calibration.traces.grades import acceptance_grade, lowest_grade, replay_exactness, told_grade
+from calibration.traces.grades import Grade, acceptance_grade, lowest_grade, replay_exactness, told_grade
 from simulator.pricing.costs import Prices
 from simulator.pricing.devices import get_device
 from simulator.pricing.grades import STEP_GRADES, StepGrade, lowest_step_grade
@@ -17,6 +18,40 @@ from simulator.scenario import Observed, Roofline, Scenario
 UNKNOWN = "unknown"
 NAMED = "named by the scenario's costs"
 """Marks a verifier or device that the recording does not name."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What findings stand on, the lowest grades first of all: no finding is better than these.
+
+    `step_times` is None where a result does not state it (one of an older version). `parts`: grades of the steps of
+    verifier and drafter. `served`: verifier and device, and which of these the costs alone name. `costs_of`: the
+    model and device that steps are priced as, where these are others.
+    """
+
+    acceptance: Grade
+    step_times: str | None
+    parts: dict[str, str]
+    served: str
+    costs_of: str | None = None
+
+    @property
+    def steps(self) -> str:
+        """The grade of the step times, and those of their parts where they differ."""
+        return steps_told({"step_time_grade": self.step_times, "step_time_grades": self.parts})
+
+    @classmethod
+    def of(cls, provenances: Iterable[Mapping[str, Any]]) -> Evidence:
+        """Give what results with `provenances` stand on together."""
+        found = list(provenances)
+        lowest = lowest_told(found)
+        return cls(
+            lowest["acceptance_grade"],
+            lowest.get("step_time_grade"),
+            lowest.get("step_time_grades", {}),
+            " / ".join(dict.fromkeys(verifier_on(one) for one in found)),
+            " / ".join(dict.fromkeys(str(one["costs_of"]) for one in found if "costs_of" in one)) or None,
+        )
 
 
 def graded(manifests: Iterable[Manifest], priced: Sequence[Prices]) -> dict[str, Any]:

@@ -88,6 +88,19 @@ def throughputs(requests: pa.Table, iterations: pa.Table, window: Window | None 
     }
 
 
+def rounds(requests: pa.Table) -> dict[str, float]:
+    """Give what a round of a request emitted (bonus included) and drafted, rounds without a draft too.
+
+    Over all requests that ended; nothing where none had a round. The first token of each is prefill's.
+    """
+    total = int(requests["rounds"].to_numpy().sum())
+    if not total:
+        return {}
+    emitted = int(requests["output_tokens"].to_numpy().sum()) - requests.num_rows
+    drafted = int(requests["drafted_tokens"].to_numpy().sum())
+    return {"tokens_per_round": emitted / total, "drafted_tokens_per_round": drafted / total}
+
+
 def acceptance(record: Record) -> dict[str, Any]:
     """Give vLLM's counters of speculation over all rounds of all replicas, fillers included.
 

@@ -48,6 +48,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "wasted_draft_tokens": ("tokens drafted in vain", ""),
         "spec_decode_acceptance_rate": ("acceptance rate", "%"),
         "spec_decode_acceptance_length": ("accepted length (bonus included)", "tokens"),
+        "tokens_per_round": ("per round, with and without a draft (bonus included)", "tokens"),
+        "drafted_tokens_per_round": ("drafted per round", "tokens"),
     },
     "engine time": {
         "draft_s": ("drafting", "s"),
@@ -219,7 +221,7 @@ def caption(*summaries: Mapping[str, Any]) -> str:
     imported = dict.fromkeys(str(one["acceptance"]) for one in found if ": " in str(one.get("acceptance", "")))
     origin = f" ({' / '.join(imported)})" if imported else ""
     others = dict.fromkeys(str(one["costs_of"]) for one in found if "costs_of" in one)
-    priced = f", those of {' / '.join(others)}" if others else ""
+    priced = f", priced as {' / '.join(others)}" if others else ""
     return (
         f"simulated; acceptance {lowest['acceptance_grade']}{origin}, replay {all_of('replay')}; step costs "
         f"{all_of('costs')} ({steps_told(lowest)}){priced}; {' / '.join(dict.fromkeys(verifier_on(one) for one in found))}; "
