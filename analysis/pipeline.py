@@ -147,7 +147,10 @@ def _provenance(traces: TraceSet, scenarios: Sequence[Scenario]) -> Provenance:
         paceline_version=manifest.paceline_version,
         seed=manifest.seed,
         decoding=how,
-        models=(replace(_model(manifest.verifier), name=named["verifier"]), *(_model(info) for info in manifest.drafters)),
+        models=(
+            replace(_model(manifest.verifier), name=named["verifier"]),
+            *(_model(info) for info in manifest.drafters),
+        ),
         device=named["device"],
         device_kind=manifest.device.kind,
         threads=manifest.device.threads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from analysis.findings import Findings
 from analysis.speedup import BestLength, SpeedupCell
-from reports.text import estimate, listing, named
+from reports.text import acceptance_label, estimate, listing, named
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
@@ -16,11 +16,8 @@ def question(findings: Findings) -> str:
     """The question that the report answers."""
     facts = findings.provenance
     count = len(findings.drafters)
-    which = (
-        f"does the {facts.kind} drafter speed"
-        if count == 1
-        else f"which of the {number(count)} {facts.kind} drafters speeds"
-    )
+    how = "imported" if acceptance_label(findings) == "synthesised" else "recorded"
+    which = f"does the {how} drafter speed" if count == 1 else f"which of the {number(count)} {how} drafters speeds"
     return (
         f"With the verifier {named(facts.models[0].name)} on {named(facts.device)}, {which} up decoding, "
         "by how much, with what draft length, and up to which batch size?"

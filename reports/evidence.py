@@ -14,7 +14,7 @@ CLOSING = "No result is better than the lowest grade that it stands on."
 
 
 def evidence_line(given: Sequence[tuple[str, Evidence]]) -> str:
-    """Give the sentence of page one: the grades of each of `given` (name, evidence), those that are alike together."""
+    """Give the sentence of page one: the grades of each of `given` (name, evidence), equal ones together."""
     groups: dict[str, list[str]] = {}
     for name, evidence in given:
         groups.setdefault(_told(evidence), []).append(name)
@@ -35,7 +35,8 @@ _MEANING: dict[Grade, str] = {
 def _told(evidence: Evidence) -> str:
     priced = "" if evidence.costs_of is None else f", priced as {breakable(evidence.costs_of)}"
     return (
-        f"acceptance {evidence.acceptance}{_MEANING[evidence.acceptance]}; step times {evidence.steps}{priced}; verifier {breakable(evidence.served)}"
+        f"acceptance {evidence.acceptance}{_MEANING[evidence.acceptance]}; step times {evidence.steps}{priced}; "
+        f"verifier {breakable(evidence.served)}"
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from analysis.fidelity.table import Condition, Crossover, Fidelity, Source, errors_of
 from calibration.errors import ReportError
+from reports.counted import COUNT_HEADER, COUNT_NOTE, SPLIT_HEADER, SPLIT_NOTE, count_cells, split_cells
 from reports.errors import SUMMARISED, error_with_spread
 
 BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
@@ -50,6 +51,24 @@ simulating the scenario that lies beside its measurement. *fit* conditions were 
 *held-out* ones were not. A cell is the measured value, the signed error of the prediction, and after ± the spread:
 half the range of the engine's own repeats over their mean, where it was repeated. Measured runs of the bundled
 engines: `analysis/fidelity/bundled/`.
+
+## How an error is split
+
+The mean end-to-end time of a request is E = W + G: it waits W for its first token (mean TTFT: queue and prefill) and
+decodes for G. With m for measured, p for predicted and t for tokens per round (bonus included, rounds without a draft
+too), three factors lead from E<sub>m</sub> to E<sub>p</sub>, each with everything else held:
+
+- *acceptance*: E<sub>1</sub> / E<sub>m</sub>, where E<sub>1</sub> = W<sub>m</sub> + G<sub>m</sub> (t<sub>m</sub> /
+  t<sub>p</sub>) w. The factor w re-prices the measured decode steps for as many drafted tokens a round as predicted;
+  it is 1 where drafts are as long as predicted, or padded to one length.
+- *step time*: E<sub>2</sub> / E<sub>1</sub>, where E<sub>2</sub> = a W<sub>m</sub> + b G<sub>m</sub> (t<sub>m</sub> /
+  t<sub>p</sub>) w: a and b are predicted over measured seconds of the *measured* steps, those that prefill alone and
+  those that decode.
+- *queue*: E<sub>p</sub> / E<sub>2</sub>, what is left: waiting, and which requests share a step. What acceptance and
+  step times do to the number of requests that wait counts here.
+
+The product of the three is E<sub>p</sub> / E<sub>m</sub>; each is shown minus one. A part that cannot be told apart
+(an engine that counts no accepted tokens, steps that cannot be seen over HTTP) is named and left in the queue.
 """
 
 
@@ -66,14 +85,34 @@ def fidelity_page(fidelity: Fidelity) -> str:
         ]
         lines += [f"Source: {source.citation}"] if source.citation else []
         lines += ["", *(f"- {text}" for text in source.explained)] if source.explained else []
+        lines += _counts(mine)
         lines += ["", "| " + " | ".join(header) + " |", "|---|---|" + "---:|" * len(names) + "---|"]
         lines += ["| " + " | ".join(_condition(c, names)) + " |" for c in mine]
+        lines += _splits(mine)
         crossings = [c for c in fidelity.crossovers if c.source == source.name]
         if crossings:
             lines += ["", "Where speculation stops paying (smallest batch size of the grid):", ""]
             lines += [f"- {_crossing(one)}" for one in crossings]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _counts(conditions: list[Condition]) -> list[str]:
+    """Give the table of acceptance, predicted and counted, of the conditions that have any."""
+    rows = [(one.name, *count_cells(one)) for one in conditions if one.counts]
+    if not rows:
+        return []
+    head = ["", f"Acceptance. {COUNT_NOTE}", "", f"| {' | '.join(COUNT_HEADER)} |", "|---|" + "---:|" * 4]
+    return head + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _splits(conditions: list[Condition]) -> list[str]:
+    """Give the table of whose each error is, of the conditions whose times were seen."""
+    rows = [(one.name, *split_cells(one.split)) for one in conditions if one.split is not None]
+    if not rows:
+        return []
+    head = ["", f"Whose error it is. {SPLIT_NOTE}", "", f"| {' | '.join(SPLIT_HEADER)} |", "|---|" + "---:|" * 4]
+    return head + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _condition(condition: Condition, names: list[str]) -> list[str]:

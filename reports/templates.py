@@ -10,9 +10,9 @@ from calibration.errors import ReportError
 from reports import answer
 from reports.collect import Answers
 from reports.document import Block, Bullets, Document, Figure, Paragraph, Section, timestamp
+from reports.evidence import evidence_line, grade_limits
 from reports.figures import Drawing
 from reports.guidelines import study_guidelines
-from reports.evidence import evidence_line, grade_limits
 from reports.parts.part import Part
 from reports.sections import compose, study_sections
 from reports.sections.limits import limits

@@ -48,6 +48,43 @@ def summary_table(findings: Findings) -> Table:
     return table
 
 
+def acceptance_table(fidelity: Fidelity) -> Table | None:
+    """Give a rich table: drafts, tokens and acceptance of every condition, predicted / counted; None without any."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from reports.counted import COUNT_HEADER, count_cells, counted
+
+    rows = counted(fidelity)
+    if not rows:
+        return None
+    table = Table(title="Acceptance: predicted / counted by the engine", title_justify="left")
+    for name in COUNT_HEADER:
+        table.add_column(name, justify="left" if name == COUNT_HEADER[0] else "right", overflow="fold")
+    for one in rows:
+        style = "bold" if any(count.material for count in one.counts) else ""
+        table.add_row(Text(f"{one.source}: {one.name}"), *count_cells(one), style=style)
+    return table
+
+
+def split_table(fidelity: Fidelity) -> Table | None:
+    """Give a rich table: the error of the mean end-to-end time of every condition and whose it is; None without."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from reports.counted import SPLIT_HEADER, SPLIT_NOTE, split_cells
+
+    if not any(one.split for one in fidelity.conditions):
+        return None
+    table = Table(title="Whose error it is", caption=SPLIT_NOTE, caption_justify="left", title_justify="left")
+    for name in SPLIT_HEADER:
+        table.add_column(name, justify="left" if name == SPLIT_HEADER[0] else "right", overflow="fold")
+    for one in fidelity.conditions:
+        if one.split is not None:
+            table.add_row(Text(f"{one.source}: {one.name}"), *split_cells(one.split))
+    return table
+
+
 def fidelity_table(fidelity: Fidelity) -> Table:
     """Give a rich table: errors over held-out conditions, a row for each source and quantity."""
     from rich.table import Table

@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 
 from analysis.fidelity.table import Fidelity, errors_of
+from reports.counted import acceptance_sentence, far_off
 from reports.document import Document, Figure, timestamp
 from reports.figures.fidelity import draw_fidelity
 from reports.parts.fidelity import fidelity_answer
 from reports.report import Place, render, write_files
 from reports.sections.fidelity import fidelity_sections
-from reports.text import listing, plain
+from reports.text import breakable, listing, plain
+
+_MOST_LINES = 4
+"""Conditions whose counts are far off that page one names; the first section has them all."""
 
 
 def write_validation(fidelity: Fidelity, out_pdf: str | os.PathLike[str]) -> Path:
@@ -24,6 +28,7 @@ def write_validation(fidelity: Fidelity, out_pdf: str | os.PathLike[str]) -> Pat
     drawings = draw_fidelity(fidelity)
     moment = timestamp(fidelity.created, "fidelity")
     head = _verdict(fidelity)
+    under = " under speculation" if any(one.speculates for one in fidelity.conditions) else ""
     document = Document(
         title="How far can the predictions be trusted?",
         kicker="paceline validation",
@@ -32,7 +37,7 @@ def write_validation(fidelity: Fidelity, out_pdf: str | os.PathLike[str]) -> Pat
         footer="[measured] on an engine   [simulated] predicted by the scenario beside it",
         date=f"{moment:%Y-%m-%d}",
         created=(moment.year, moment.month, moment.day),
-        question="How close do simulated throughput and latency come to what real engines do under speculation?",
+        question=f"How close do simulated acceptance, throughput and latency come to what real engines do{under}?",
         verdict=head[0],
         answer=head[1:],
         front=(Figure.of(drawings["fidelity-errors"]),) if "fidelity-errors" in drawings else (),
@@ -44,7 +49,7 @@ def write_validation(fidelity: Fidelity, out_pdf: str | os.PathLike[str]) -> Pat
 
 
 def _verdict(fidelity: Fidelity) -> tuple[str, ...]:
-    """Give the headline, then a sentence for each source."""
+    """Give the headline, where counts are far off first of all, then acceptance, then a sentence for each source."""
     told = []
     for source in fidelity.sources:
         held = fidelity.held_out(source.name)
@@ -59,4 +64,7 @@ def _verdict(fidelity: Fidelity) -> tuple[str, ...]:
         ]
         if found:
             told.append(f"{plain(source.title)}, {len(held)} held-out conditions, median errors: {listing(found)}.")
-    return (fidelity_answer(fidelity), *told)
+    late = far_off(fidelity)
+    first = f"{breakable(late[0], 40)}. " if late else ""
+    more = [f"{breakable(line, 40)}." for line in late[1:_MOST_LINES]]
+    return (first + fidelity_answer(fidelity), *more, plain(acceptance_sentence(fidelity)), *told)

@@ -42,11 +42,15 @@ _LOST_AT_ENDS = 0.05
 
 @dataclass(frozen=True)
 class Count:
-    """One count of a condition: predicted, and counted by the engine (None: it did not), a repeat each."""
+    """One count of a condition: predicted, and counted by the engine (None: it did not), a repeat each.
+
+    `of`: how many things a share is of, 1 for a number; None for a mean, whose chance is not told.
+    """
 
     name: str
     predicted: float
     counted: float | None
+    of: float | None = 1.0
 
     @property
     def label(self) -> str:
@@ -70,8 +74,16 @@ class Count:
 
     @property
     def material(self) -> bool:
-        """Whether prediction and count differ by more than `MATERIAL`."""
-        return self.error is not None and abs(self.error) > MATERIAL
+        """Whether prediction and count differ by more than `MATERIAL`, and by more than counts do by chance.
+
+        Chance: three times the square root of the larger number.
+        """
+        if self.counted is None or self.error is None or abs(self.error) <= MATERIAL:
+            return False
+        if self.of is None:
+            return True
+        larger = max(self.predicted, self.counted) * self.of
+        return bool(abs(self.predicted - self.counted) * self.of > 3 * larger**0.5)
 
     @property
     def told(self) -> str:
@@ -96,12 +108,13 @@ def counts(run: MeasuredRun, predicted: Mapping[str, Any]) -> tuple[Count, ...]:
     for at in range(max(len(rates), len(own or ()))):
         rate = float(rates[at]) if at < len(rates) else 0.0
         mine = None if own is None else own[at] if at < len(own) else 0.0
-        found.append(Count(f"accepted_at_{at + 1}", rate, mine))
-    return (*found, Count("tokens_per_round", float(predicted.get("tokens_per_round", 1.0)), tokens_per_round(run)))
+        found.append(Count(f"accepted_at_{at + 1}", rate, mine, of=counted.get("drafts", 1.0)))
+    told = float(predicted.get("tokens_per_round", 1.0))
+    return (*found, Count("tokens_per_round", told, tokens_per_round(run), of=None))
 
 
 def counted_by(run: MeasuredRun) -> dict[str, float]:
-    """Give drafts, drafted and accepted tokens that the engine counted, a repeat; those it did not count are absent."""
+    """Give drafts, drafted and accepted tokens that the engine counted, a repeat; what it did not is absent."""
     repeats = run.manifest.repeats
     found = {}
     for name, counter in _COUNTERS.items():

@@ -1,4 +1,4 @@
-"""Whose error it is: the error of the mean end-to-end time of a condition, split into acceptance, step time and queue.
+"""Whose error it is: that of the mean end-to-end time of a condition, split into acceptance, step time and queue.
 
 E = W + G: a request waits W for its first token (mean TTFT: queue and prefill) and decodes for G (all that follows).
 m is measured, p predicted, t the tokens per round, bonus included. Three factors, each with all others held:
@@ -26,6 +26,7 @@ from analysis.fidelity.counts import tokens_per_round
 from calibration.errors import PacelineError
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
+from simulator.keys.placement_settings import SerialPlacement
 from simulator.pricing.costs import DraftPerRound, DraftPerStep, Prices
 from simulator.pricing.make import make_prices
 from simulator.scenario import Scenario
@@ -96,7 +97,8 @@ def _factors(
     """Price the measured steps as they were predicted; or say why that cannot be done."""
     if run.steps.num_rows == 0:
         return None, "no steps were seen"
-    if scenario.replica is not None or (scenario.placement is not None and scenario.placement.kind != "serial"):
+    placement = scenario.placement
+    if scenario.replica is not None or not (placement is None or isinstance(placement, SerialPlacement)):
         return None, "steps of several devices are not compared"
     try:
         prices = make_prices(scenario, traces)
@@ -107,6 +109,8 @@ def _factors(
     seconds: dict[bool, float] = {True: 0.0, False: 0.0}
     priced, otherwise = dict(seconds), 0.0
     stretch = _stretch(run, predicted)
+    if placement is not None and placement.pad_drafts:
+        stretch = 1.0  # verified as long as asked, whatever was drafted
     for verifier, drafts in steps_of(run):
         rounds = verifier["operation"] != "prefill"
         seconds[rounds] += verifier["seconds"] + sum(row["seconds"] for row in drafts)

@@ -77,11 +77,9 @@ def replay_exactness(manifest: Manifest, drafters: Iterable[str], drawn: bool) -
 
     `drawn`: acceptance is drawn from recorded probabilities, as under sampling.
     """
-    if manifest.kind == "recorded":
-        return "exact in distribution (sampled)" if drawn else "exact (recorded run lengths)"
     grain = grain_of(manifest.kind, manifest.import_format, manifest.import_grain)
     if grain == "position":
-        return "exact (imported run lengths of every position, measured by others)"
+        return "exact in distribution (sampled)" if drawn else "exact (recorded run lengths)"
     if grain == "aggregate":
         longest = {manifest.drafter(name).max_draft_tokens for name in drafters}
         length = f"drafts of {longest.pop()} tokens" if len(longest) == 1 and None not in longest else "their drafts"

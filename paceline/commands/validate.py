@@ -31,15 +31,18 @@ def validate(
     """Compare predictions with measurements: every measured run below FOLDER with the scenario beside it.
 
     Without FOLDER, the measured runs that come with the package. `paceline observe` makes such runs of your own
-    engines. Writes report.pdf, its figures, fidelity.json and conditions.csv.
+    engines. First comes acceptance: drafts, drafted tokens, accepted tokens by position and tokens per round,
+    predicted and as the engine counted them; then times; then how much of each error is acceptance, step time and
+    queue. Writes report.pdf, its figures, fidelity.json and conditions.csv.
     """
     from analysis.fidelity.bundle import bundled_runs
     from analysis.fidelity.table import merged
     from analysis.fidelity.validate import FILES, write
     from analysis.fidelity.validate import validate as compare
     from calibration.folder import write_whole
+    from reports.counted import acceptance_lines
     from reports.markdown import fidelity_markdown, fidelity_page, write_between
-    from reports.terminal import fidelity_table
+    from reports.terminal import acceptance_table, fidelity_table, split_table
     from reports.validation import write_validation
 
     with progress_bars() as progress:
@@ -56,5 +59,9 @@ def validate(
         write_whole(Path(page), fidelity_page(found))
     if also is not None:
         write_whole(Path(also) / FILES[0], (Path(out) / FILES[0]).read_text(encoding="utf-8"))
-    say(fidelity_table(found))
+    for line in acceptance_lines(found):
+        click.echo(line)
+    for table in (acceptance_table(found), fidelity_table(found), split_table(found)):
+        if table is not None:
+            say(table)
     click.echo(str(path))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from analysis.fidelity.table import Fidelity, errors_of, missed
+from collections.abc import Sequence
+
+from analysis.fidelity.table import Condition, Fidelity, errors_of, missed
+from reports.counted import far_off
 from reports.document import Paragraph
 from reports.figures.fidelity import draw_fidelity
 from reports.parts.part import Part
 from reports.sections.fidelity import error_blocks
-from reports.text import plain
+from reports.text import breakable, plain
 
 
 def fidelity_part(fidelity: Fidelity) -> Part:
     """Give the part: errors over held-out conditions by engine, and predicted against measured."""
     drawings = draw_fidelity(fidelity)
     late = {source for source, *_ in missed(fidelity)}
+    first = [f"{breakable(line, 40)}." for line in far_off(fidelity)[:1]]
     explained = [
         Paragraph(" ".join(plain(text) for text in source.explained), lead=f"{plain(source.title)}.")
         for source in fidelity.sources
@@ -22,7 +26,7 @@ def fidelity_part(fidelity: Fidelity) -> Part:
     return Part(
         "fidelity",
         "Predicted against measured",
-        Paragraph(fidelity_answer(fidelity), lead="Trust."),
+        Paragraph(" ".join((*first, fidelity_answer(fidelity))), lead="Trust."),
         error_blocks(fidelity, drawings),
         tuple(drawings.values()),
         limits=tuple(explained),
@@ -30,12 +34,23 @@ def fidelity_part(fidelity: Fidelity) -> Part:
 
 
 def fidelity_answer(fidelity: Fidelity) -> str:
-    """Say how close throughput under speculation came, over held-out conditions."""
-    overall = errors_of("output_throughput", fidelity.held_out())
-    if overall is None:
+    """Say how close throughput came over held-out conditions: under speculation where any was, and without."""
+    held = fidelity.held_out()
+    under, plain_ones = ([one for one in held if one.speculates is wanted] for wanted in (True, False))
+    told = [_throughput(under, "under speculation"), _throughput(plain_ones, "without speculation")]
+    if not any(told):
         return "No throughput was measured on held-out conditions."
+    if not any(one.speculates for one in fidelity.conditions):
+        told.append("No condition ran under speculation: nothing is said of it.")
+    return " ".join(sentence for sentence in told if sentence)
+
+
+def _throughput(conditions: Sequence[Condition], how: str) -> str:
+    overall = errors_of("output_throughput", conditions)
+    if overall is None:
+        return ""
     spread = "" if overall.spread is None else f"; the engines' own repeats spread by {100 * overall.spread:.1f}%"
     return (
-        f"Throughput under speculation is predicted within {100 * overall.median:.1f}% (median over "
+        f"Throughput {how} is predicted within {100 * overall.median:.1f}% (median over "
         f"{overall.conditions} held-out conditions; worst {100 * overall.worst:.1f}%{spread})."
     )

@@ -139,8 +139,8 @@ def _sources(told: Mapping[str, Any]) -> str:
     drafter = source.get("drafter")
     return (
         f"Verifier {breakable(verifier_on(source))}, {'no drafter' if drafter is None else named(drafter)}; costs: "
-        f"{breakable(source['costs'])}; acceptance: {told_grade(source)} ({breakable(source['acceptance'])}); replay: "
-        f"{breakable(source['replay'])}."
+        f"{breakable(source['costs'])}; acceptance: {told_grade(source)} ({breakable(source['acceptance'])}); "
+        f"replay: {breakable(source['replay'])}."
     )
 
 

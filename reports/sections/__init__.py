@@ -33,7 +33,8 @@ def compose(findings: Findings, drawings: Mapping[str, Drawing]) -> Document:
         subtitle=f"{verifier} with {answer.number(len(findings.drafters))} drafters on {breakable(facts.device)}; "
         f"{facts.decoding}; {facts.kind} {date}.",
         running=f"Does speculative decoding pay? {short(facts.models[0].name)} on {short(facts.device, 40)}",
-        footer=f"[{acceptance_label(findings)}] acceptance, replayed   [simulated] served in SimPy, costs {findings.cost_source}",
+        footer=f"[{acceptance_label(findings)}] acceptance, replayed   [simulated] served in SimPy, costs "
+        f"{findings.cost_source}",
         date=date,
         created=(year, month, day),
         question=answer.question(findings),

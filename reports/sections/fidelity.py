@@ -5,6 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from analysis.fidelity.table import QUANTITIES, TARGETS, Condition, Fidelity, Source, errors_of, missed
+from reports.counted import (
+    COUNT_HEADER,
+    COUNT_NOTE,
+    SPLIT_HEADER,
+    SPLIT_NOTE,
+    acceptance_sentence,
+    count_cells,
+    counted,
+    far_off,
+    split_cells,
+)
 from reports.document import Block, Bullets, Figure, Paragraph, Section, table
 from reports.errors import SUMMARISED, error_cells, error_with_spread
 from reports.figures import Drawing
@@ -14,8 +25,10 @@ from reports.text import breakable, plain, short
 def fidelity_sections(fidelity: Fidelity, drawings: Mapping[str, Drawing]) -> tuple[Section, ...]:
     """Give the sections of a validation: errors by source, every condition, crossovers, how it was done."""
     sections = [
+        Section("Acceptance, predicted and counted", acceptance_blocks(fidelity)),
         Section("Errors on held-out conditions", (*_errors(fidelity), *_figures(drawings))),
         Section("Where speculation stops paying", _crossovers(fidelity, drawings)),
+        Section("Whose error it is", split_blocks(fidelity)),
         Section("What explains the errors", _explained(fidelity)),
         Section("Every condition", tuple(_conditions(fidelity, source) for source in fidelity.sources)),
         Section("How predictions were made", _method(fidelity)),
@@ -26,7 +39,43 @@ def fidelity_sections(fidelity: Fidelity, drawings: Mapping[str, Drawing]) -> tu
 def error_blocks(fidelity: Fidelity, drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
     """Give the errors by engine, every condition in one figure each way, and where speculation stops paying."""
     shown = [Figure.of(drawings[name]) for name in ("fidelity-predicted-measured", "fidelity-errors")]
-    return (*_errors(fidelity), *shown, *_crossovers(fidelity, drawings))
+    return (*acceptance_blocks(fidelity), *_errors(fidelity), *shown, *_crossovers(fidelity, drawings))
+
+
+def acceptance_blocks(fidelity: Fidelity) -> tuple[Block, ...]:
+    """Give what is said before any time: where counts are far off, and every condition that drafted."""
+    blocks: list[Block] = [Paragraph(plain(acceptance_sentence(fidelity)))]
+    if late := far_off(fidelity):
+        blocks.append(Bullets(tuple(Paragraph(breakable(line, 40)) for line in late)))
+    rows = [(breakable(f"{one.source}: {one.name}", 30), *count_cells(one)) for one in counted(fidelity)]
+    if rows:
+        blocks.append(
+            table(
+                f"{COUNT_NOTE} [simulated / measured]",
+                tuple(name[0].upper() + name[1:] for name in COUNT_HEADER),
+                rows,
+                "lrrrr",
+                ("1", "auto", "auto", "auto", "1.4"),
+                size=7.2,
+            )
+        )
+    return tuple(blocks)
+
+
+def split_blocks(fidelity: Fidelity) -> tuple[Block, ...]:
+    """Give how much of every error is acceptance, step time and queue."""
+    rows = [
+        (
+            breakable(f"{one.source}: {one.name}", 30),
+            *(cell.replace("-", "\u2212") for cell in split_cells(one.split)),
+        )
+        for one in fidelity.conditions
+        if one.split is not None
+    ]
+    if not rows:
+        return ()
+    header = tuple(name[0].upper() + name[1:] for name in SPLIT_HEADER)
+    return (table(f"{SPLIT_NOTE} [measured, simulated]", header, rows, "lrrrr", ("1", *("auto",) * 4), size=7.2),)
 
 
 def _figures(drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:

@@ -60,6 +60,9 @@ def provenance(findings: Findings) -> tuple[Block, ...]:
         models,
         how,
         table(
-            f"Sample sizes by domain. [{acceptance_label(findings)}]", ("Domain", "Requests", "Output tokens"), [*amounts, total], "lrr"
+            f"Sample sizes by domain. [{acceptance_label(findings)}]",
+            ("Domain", "Requests", "Output tokens"),
+            [*amounts, total],
+            "lrr",
         ),
     )

@@ -320,7 +320,7 @@ class Prices:
 
     @property
     def grades(self) -> dict[str, StepGrade]:
-        """Grade of the verifier's steps, of drafting where anything drafts, and of a host overhead that is charged."""
+        """Grade of the verifier's steps, of drafting where anything drafts, and of a host overhead if charged."""
         drafts = [cost.step.grade for cost in (self.draft, *self.by_drafter.values()) if cost is not None]
         found = {"verifier": lowest_step_grade((self.prefill.grade, self.verify.grade))}
         found |= {"drafter": lowest_step_grade(drafts)} if drafts else {}

@@ -1,9 +1,9 @@
 """Grades of step times: what seconds rest on, best first.
 
-    measured here          fitted to timings that were recorded with the traces
-    observed from outside  fitted to the steps of an engine that was driven
-    fitted roofline        shape and device, with efficiencies fitted to public tables
-    stated constants       given by somebody, or assumed; nothing here checks them
+measured here          fitted to timings that were recorded with the traces
+observed from outside  fitted to the steps of an engine that was driven
+fitted roofline        shape and device, with efficiencies fitted to public tables
+stated constants       given by somebody, or assumed; nothing here checks them
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def sweep_table(result: SweepResult, metrics: Sequence[str] | None = None) -> Ta
 
 
 def caption(*summaries: Mapping[str, Any]) -> str:
-    """Say what stands behind the numbers of runs: the lowest grades, replayed how exactly, priced how, and for what."""
+    """Say what stands behind the numbers of runs: the lowest grades, how exact the replay, how priced and for what."""
     found = [summary.get("provenance", {}) for summary in summaries]
 
     def all_of(key: str, missing: str = "unknown") -> str:
@@ -222,10 +222,11 @@ def caption(*summaries: Mapping[str, Any]) -> str:
     origin = f" ({' / '.join(imported)})" if imported else ""
     others = dict.fromkeys(str(one["costs_of"]) for one in found if "costs_of" in one)
     priced = f", priced as {' / '.join(others)}" if others else ""
+    where = " / ".join(dict.fromkeys(verifier_on(one) for one in found))
     return (
         f"simulated; acceptance {lowest['acceptance_grade']}{origin}, replay {all_of('replay')}; step costs "
-        f"{all_of('costs')} ({steps_told(lowest)}){priced}; {' / '.join(dict.fromkeys(verifier_on(one) for one in found))}; "
-        f"drafter {all_of('drafter', 'none')}" + _doubts(*summaries)
+        f"{all_of('costs')} ({steps_told(lowest)}){priced}; {where}; drafter {all_of('drafter', 'none')}"
+        + _doubts(*summaries)
     )
 
 
