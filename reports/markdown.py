@@ -54,20 +54,19 @@ engines: `analysis/fidelity/bundled/`.
 
 ## How an error is split
 
-The mean end-to-end time of a request is E = W + G: it waits W for its first token (mean TTFT: queue and prefill) and
-decodes for G. With m for measured, p for predicted and t for tokens per round (bonus included, rounds without a draft
-too), three factors lead from E<sub>m</sub> to E<sub>p</sub>, each with everything else held:
+The mean end-to-end time of a request is E = W + P + D: it waits W for its first token (mean TTFT: queue and
+prefill), then spends D in steps that decode, and P waiting for prompts of others that are prefilled alone. m stands
+for measured, p for predicted, t for tokens per round (bonus included, rounds without a draft too). Three factors lead
+from Em to Ep, each with everything else held:
 
-- *acceptance*: E<sub>1</sub> / E<sub>m</sub>, where E<sub>1</sub> = W<sub>m</sub> + G<sub>m</sub> (t<sub>m</sub> /
-  t<sub>p</sub>) w. The factor w re-prices the measured decode steps for as many drafted tokens a round as predicted;
-  it is 1 where drafts are as long as predicted, or padded to one length.
-- *step time*: E<sub>2</sub> / E<sub>1</sub>, where E<sub>2</sub> = a W<sub>m</sub> + b G<sub>m</sub> (t<sub>m</sub> /
-  t<sub>p</sub>) w: a and b are predicted over measured seconds of the *measured* steps, those that prefill alone and
-  those that decode.
-- *queue*: E<sub>p</sub> / E<sub>2</sub>, what is left: waiting, and which requests share a step. What acceptance and
+- *acceptance*: E1 / Em, where E1 = Wm + Pm + Dm (tm / tp) w. The factor w re-prices the measured decode steps for as
+  many drafted tokens a round as predicted; it is 1 where drafts are as long as predicted, or padded to one length.
+- *step time*: E2 / E1, where E2 = a (Wm + Pm) + b Dm (tm / tp) w: a and b are predicted over measured seconds of the
+  *measured* steps, those that prefill alone and those that decode.
+- *queue*: Ep / E2, what is left: waiting, and which requests share a step. What acceptance and
   step times do to the number of requests that wait counts here.
 
-The product of the three is E<sub>p</sub> / E<sub>m</sub>; each is shown minus one. A part that cannot be told apart
+The product of the three is Ep / Em; each is shown minus one. A part that cannot be told apart
 (an engine that counts no accepted tokens, steps that cannot be seen over HTTP) is named and left in the queue.
 """
 

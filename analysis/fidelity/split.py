@@ -1,11 +1,12 @@
 """Whose error it is: that of the mean end-to-end time of a condition, split into acceptance, step time and queue.
 
-E = W + G: a request waits W for its first token (mean TTFT: queue and prefill) and decodes for G (all that follows).
-m is measured, p predicted, t the tokens per round, bonus included. Three factors, each with all others held:
+E = W + P + D: a request waits W for its first token (mean TTFT: queue and prefill), then spends D in steps that
+decode, and P waiting for prompts of others that are prefilled alone. m is measured, p predicted, t the tokens per
+round, bonus included. Three factors, each with all others held:
 
-    acceptance   E1 / E_m,  E1 = W_m + G_m (t_m / t_p) w      rounds as many as predicted, each as long as measured
-    step time    E2 / E1,   E2 = a W_m + b G_m (t_m / t_p) w  what was in the steps as measured, priced as predicted
-    queue        E_p / E2                                    what is left: waiting, and which requests share a step
+    acceptance   E1 / E_m,  E1 = W_m + P_m + D_m (t_m / t_p) w        as many rounds as predicted, each as measured
+    step time    E2 / E1,   E2 = a (W_m + P_m) + b D_m (t_m / t_p) w  the steps as measured, priced as predicted
+    queue        E_p / E2                                  what is left: waiting, and which requests share a step
 
 b = predicted over measured seconds of the measured steps that decode, a the same for those that prefill alone; w =
 predicted seconds of the measured decode steps if they had drafted as many tokens a round as predicted, over those as
@@ -21,6 +22,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from analysis.fidelity.counts import tokens_per_round
 from calibration.errors import PacelineError
@@ -69,8 +71,9 @@ def split_error(
     times = [(one.get("mean_ttft_ms"), one.get("mean_e2el_ms")) for one in measured]
     if not all(both[0] is not None and both[1] for both in times) or "mean_e2el_ms" not in predicted:
         return None
-    waited, whole = (float(np.mean([both[i] for both in times])) for i in (0, 1))
-    decoding = whole - waited
+    first_token, whole = (float(np.mean([both[i] for both in times])) for i in (0, 1))
+    decoding = (whole - first_token) * _share_in_rounds(run)
+    waited = whole - decoding
     told, drafts = tokens_per_round(run), float(predicted.get("tokens_per_round", 1.0))
     factors, why = _factors(run, predicted, scenario, traces)
     missing = [] if told is not None else ["the engine counted no accepted tokens"]
@@ -89,6 +92,20 @@ def split_error(
         queue=error / second - 1,
         together="; ".join(missing),
     )
+
+
+def _share_in_rounds(run: MeasuredRun) -> float:
+    """Give D / (P + D): the share of the time behind first tokens that requests spend in steps that decode.
+
+    Seconds of such steps times their sequences, over that time of all requests; 1 where no steps were seen.
+    """
+    table = run.requests
+    behind = float(pc.sum(pc.subtract(table["finish_s"], table["first_token_s"])).as_py() or 0.0)
+    seats = sum(
+        (verifier["seconds"] + sum(row["seconds"] for row in drafts)) * verifier["sequences"]
+        for verifier, drafts in steps_of(run)
+    )
+    return min(seats / behind, 1.0) if seats and behind > 0 else 1.0
 
 
 def _factors(
@@ -145,20 +162,21 @@ def steps_of(run: MeasuredRun) -> Iterator[tuple[Row, list[Row]]]:
 
 def step_prices(prices: Prices, verifier: Row, drafts: Sequence[Row], stretch: float) -> tuple[float, float]:
     """Give the predicted seconds of a measured iteration: as it was, and with `stretch` times its drafted tokens."""
-    sequences, new, cached = (int(verifier[name]) for name in ("sequences", "new_tokens", "context_tokens"))
-    prompts = tuple(int(verifier[f"prefill_{name}"]) for name in ("sequences", "tokens", "context_tokens"))
-    fixed = prices.overhead_s + prices.changed_s(new + prompts[1])
+    sequences, new = int(verifier["sequences"]), int(verifier["new_tokens"])
+    cached = int(verifier["context_tokens"]) + sequences  # as simulated: the last token of each counts as cached
+    prompts, tokens, before = (int(verifier[f"prefill_{name}"]) for name in ("sequences", "tokens", "context_tokens"))
+    fixed = prices.overhead_s + prices.changed_s(new + tokens)
     if not sequences:
-        fixed += prices.prefill_s(*prompts)
+        fixed += prices.prefill_s(prompts, tokens, before)
         return fixed, fixed
-    if prompts[1]:
-        fixed += prices.added_prefill_s(*prompts, new)
-    return tuple(
-        fixed
-        + (verify_s := prices.verify_s(sequences, round(sequences + (new - sequences) * times), cached)[0])
-        + _draft_s(prices, verifier, drafts, times, verify_s)
-        for times in (1.0, stretch)
-    )  # type: ignore[return-value]
+    if tokens:
+        fixed += prices.added_prefill_s(prompts, tokens, before, new)
+
+    def whole(times: float) -> float:
+        verify_s = prices.verify_s(sequences, round(sequences + (new - sequences) * times), cached)[0]
+        return fixed + verify_s + _draft_s(prices, verifier, drafts, times, verify_s)
+
+    return whole(1.0), whole(stretch)
 
 
 def _draft_s(prices: Prices, verifier: Row, drafts: Sequence[Row], times: float, verify_s: float) -> float:
@@ -166,14 +184,15 @@ def _draft_s(prices: Prices, verifier: Row, drafts: Sequence[Row], times: float,
     draft = prices.draft
     if draft is None:
         return 0.0
-    sequences, cached = int(verifier["sequences"]), int(verifier["context_tokens"])
+    sequences = int(verifier["sequences"])
+    cached = int(verifier["context_tokens"]) + sequences
     drafted = (verifier["drafted_tokens"] or 0) * times
     if isinstance(draft, DraftPerRound):
         return float(draft.step.step_seconds(sequences, drafted if draft.tokens else sequences, cached))
     if not isinstance(draft, DraftPerStep):
         return draft.seconds(np.zeros(sequences, dtype=np.int64), np.zeros(sequences, dtype=np.int64), verify_s)[0]
     if drafts:
-        shapes = ((row["sequences"], row["new_tokens"], row["context_tokens"]) for row in drafts)
+        shapes = ((row["sequences"], row["new_tokens"], row["context_tokens"] + sequences) for row in drafts)
         return times * float(sum(draft.step.step_seconds(*shape) for shape in shapes))
     steps = drafted / sequences
     return steps * float(draft.step.step_seconds(sequences, sequences, cached + steps * sequences / 2))

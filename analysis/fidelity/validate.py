@@ -245,7 +245,7 @@ def _count_cells(found: Count) -> Cells:
 
 
 def _time_rows(one: Condition) -> list[Cells]:
-    rows = []
+    rows: list[Cells] = []
     for found in one.compared:
         spread = "" if found.spread is None else f"{found.spread:.6g}"
         numbers = (f"{found.measured:.6g}", f"{found.predicted:.6g}", f"{found.error:.6g}", spread)

@@ -63,7 +63,7 @@ class Origin:
         unknown: Sequence[str],
         notes: Sequence[str],
     ) -> Manifest:
-        """Give the manifest of an import that tells acceptance by `grain`; drafts had at most `longest_draft` tokens."""
+        """Give the manifest of an import that tells acceptance by `grain`, with drafts of up to `longest_draft`."""
         temperature = self.temperature or 0.0
         drafter = DrafterInfo(
             name=self.drafter,

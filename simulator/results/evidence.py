@@ -10,10 +10,11 @@ from calibration.measured.manifest import parse_manifest
 from calibration.measured.run import MARKER
 from calibration.traces import Manifest
 from calibration.traces.grades import Grade, acceptance_grade, lowest_grade, replay_exactness, told_grade
+from simulator.keys.cost_settings import Roofline
 from simulator.pricing.costs import Prices
 from simulator.pricing.devices import get_device
 from simulator.pricing.grades import STEP_GRADES, StepGrade, lowest_step_grade
-from simulator.scenario import Observed, Roofline, Scenario
+from simulator.scenario import Observed, Scenario
 
 UNKNOWN = "unknown"
 NAMED = "named by the scenario's costs"
@@ -118,14 +119,14 @@ def lowest_told(provenances: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Give the lowest grades that results with `provenances` state; no step times where one of them states none."""
     found = list(provenances)
     told: dict[str, Any] = {"acceptance_grade": lowest_grade(told_grade(one) for one in found)}
-    if not found or any(one.get("step_time_grade") not in STEP_GRADES for one in found):
+    stated = [grade for one in found for grade in STEP_GRADES if grade == one.get("step_time_grade")]
+    if not found or len(stated) < len(found):
         return told
     parts: dict[str, StepGrade] = {}
     for one in found:
         for part, grade in dict(one.get("step_time_grades") or {}).items():
             parts[part] = lowest_step_grade((grade, parts.get(part, grade)))
-    lowest = lowest_step_grade(one["step_time_grade"] for one in found)
-    return told | {"step_time_grade": lowest, "step_time_grades": parts}
+    return told | {"step_time_grade": lowest_step_grade(stated), "step_time_grades": parts}
 
 
 def steps_told(told: Mapping[str, Any]) -> str:

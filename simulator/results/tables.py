@@ -211,7 +211,7 @@ def sweep_table(result: SweepResult, metrics: Sequence[str] | None = None) -> Ta
 
 
 def caption(*summaries: Mapping[str, Any]) -> str:
-    """Say what stands behind the numbers of runs: the lowest grades, how exact the replay, how priced and for what."""
+    """Say what stands behind the numbers of runs: the lowest grades, how exact the replay, whose prices."""
     found = [summary.get("provenance", {}) for summary in summaries]
 
     def all_of(key: str, missing: str = "unknown") -> str:
