@@ -21,6 +21,14 @@ SPLIT_NOTE = (
     "multiply to the whole plus one."
 )
 
+SPLIT_DEFINITION = (
+    "A request waits W for its first token, then spends D in steps that decode and P while prompts of others are "
+    "prefilled alone: E = W + P + D. Acceptance multiplies D by measured over predicted tokens per round (and by what "
+    "drafts as long as predicted make of a step); step time multiplies W + P and D by predicted over measured seconds "
+    "of the measured steps of each kind; queue is what is left to the predicted E. What acceptance and step times do "
+    "to the number of requests that wait counts as queue."
+)
+
 
 def counted(fidelity: Fidelity) -> tuple[Condition, ...]:
     """Give the conditions in which drafts are compared."""

@@ -63,11 +63,13 @@ from Em to Ep, each with everything else held:
   many drafted tokens a round as predicted; it is 1 where drafts are as long as predicted, or padded to one length.
 - *step time*: E2 / E1, where E2 = a (Wm + Pm) + b Dm (tm / tp) w: a and b are predicted over measured seconds of the
   *measured* steps, those that prefill alone and those that decode.
-- *queue*: Ep / E2, what is left: waiting, and which requests share a step. What acceptance and
-  step times do to the number of requests that wait counts here.
+- *queue*: Ep / E2, what is left: waiting, and which requests share a step. What acceptance and step times do to the
+  number of requests that wait counts here.
 
-The product of the three is Ep / Em; each is shown minus one. A part that cannot be told apart
-(an engine that counts no accepted tokens, steps that cannot be seen over HTTP) is named and left in the queue.
+The product of the three is Ep / Em; each is shown minus one. A part that cannot be told apart (an engine that counts
+no accepted tokens, steps that cannot be seen over HTTP) is named and left in the queue.
+
+## Errors on held-out conditions
 """
 
 

@@ -24,7 +24,7 @@ def summary_table(findings: Findings) -> Table:
     batch = findings.answer.headline.batch
     table = Table(
         title=f"Speculative decoding at batch {batch}, {sample(findings)}",
-        caption=Text(verdict(findings).replace("\u200b", "")),
+        caption=Text(f"{verdict(findings)}\n{_evidence(findings)}".strip().replace("\u200b", "")),
         caption_justify="left",
         title_justify="left",
     )
@@ -46,6 +46,13 @@ def summary_table(findings: Findings) -> Table:
             "-" if crossover.last_paying is None else str(crossover.last_paying),
         )
     return table
+
+
+def _evidence(findings: Findings) -> str:
+    from reports.evidence import evidence_line
+
+    evidence = findings.provenance.evidence
+    return "" if evidence is None else f"Stands on: {evidence_line([('', evidence)])}"
 
 
 def acceptance_table(fidelity: Fidelity) -> Table | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner, Result
 from measured_made import condition, made_traces, measure
@@ -14,8 +17,11 @@ from tiny import save_tiny
 
 import paceline
 from calibration.measured import MeasuredRun
+from calibration.traces import TraceSet
 from reports.markdown import BEGIN, END
 from simulator.toml import dumps
+
+FREE = {"kind": "linear", "base_s": 0.0, "charged": "per_round"}
 
 
 def run(*arguments: str | Path) -> Result:
@@ -50,6 +56,59 @@ def test_validate_writes_report_table_page_and_readme(measured: Path, tmp_path: 
     assert "| lookup-4 | held-out |" in (tmp_path / "page.md").read_text(encoding="utf-8")
     told = json.loads((tmp_path / "out" / "fidelity.json").read_text(encoding="utf-8"))
     assert {one["role"] for one in told["conditions"]} == {"fit", "held-out"}
+
+
+def test_validate_says_acceptance_first(measured: Path, tmp_path: Path) -> None:
+    done = run("validate", measured, "--out", tmp_path)
+    assert done.stdout.splitlines()[0].startswith("Acceptance: counts agree within 10%, or within chance, in 2 of 2")
+    said = done.stdout
+    assert said.index("predicted / counted by the engine") < said.index("errors over held-out") < said.index("Whose")
+    page = " ".join(PdfReader(tmp_path / "report.pdf").pages[0].extract_text().split())
+    assert "Throughput under speculation" in page
+    assert "Acceptance: counts agree" in page
+
+
+def test_drafts_that_were_not_made_are_the_first_line(tmp_path: Path) -> None:
+    """The engine drafted from one recording; the prediction beside it replays another, with many more drafts."""
+    traces, source = made_traces(sequences=8), tmp_path / "runs" / "made"
+    data = condition(1, 3, costs={"verifier": {"kind": "linear", "base_s": 0.02}, "drafter": FREE})
+    at = traces.positions.schema.get_field_index("proposal_length")
+    none = pc.multiply(traces.positions["proposal_length"], pa.scalar(0, pa.int32()))
+    rare = pc.if_else(pc.equal(pc.bit_wise_and(traces.positions["position"], 7), 0), traces.positions[at], none)
+    runs = pc.min_element_wise(traces.positions["run_length"], rare)
+    table = traces.positions.set_column(at, traces.positions.schema.field(at), rare.cast(pa.int32()))
+    table = table.set_column(table.schema.get_field_index("run_length"), table.schema.field("run_length"), runs)
+    engine = TraceSet.build(traces.manifest, {"sequences": traces.sequences, "positions": table})
+    engine.write(source / "traces")
+    measured_run = measure(source / "run", engine, data)
+    traces.write(source / "own")
+    (source / "run" / "scenario.toml").write_text(dumps(data | {"traces": {"path": "../own"}}), encoding="utf-8")
+    done = run("validate", tmp_path / "runs", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    counted = sum(measured_run.requests["drafts"].to_pylist())
+    first = done.stdout.splitlines()[0]
+    assert re.match(rf"drafts: \d+ predicted, {counted} counted; drafted tokens: ", first)
+    assert first.endswith("(made: run)")
+    page = " ".join(PdfReader(tmp_path / "out" / "report.pdf").pages[0].extract_text().split())
+    assert re.search(rf"Answer\. drafts: \d+ predicted, {counted} counted", page)
+    rows = (tmp_path / "out" / "conditions.csv").read_text(encoding="utf-8").splitlines()
+    assert ",drafts," in rows[1]
+
+
+def test_without_speculation_none_is_claimed(tmp_path: Path) -> None:
+    traces, source = made_traces(sequences=8), tmp_path / "runs" / "made"
+    traces.write(source / "traces")
+    costs = {"verifier": {"kind": "observed", "runs": ["../plain-1"]}}
+    measure(source / "plain-1", traces, condition(1, costs=costs), role="fit")
+    measure(source / "plain-2", traces, condition(2, costs=costs))
+    done = run("validate", tmp_path / "runs", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    first = done.stdout.splitlines()[0]
+    assert first == "Acceptance: no condition ran under speculation, so there are no drafts to compare."
+    page = " ".join(PdfReader(tmp_path / "out" / "report.pdf").pages[0].extract_text().split())
+    assert "Throughput without speculation is predicted within" in page
+    assert "Throughput under speculation" not in page
+    assert "engines do under speculation" not in page
 
 
 def test_validate_says_what_is_missing(tmp_path: Path) -> None:

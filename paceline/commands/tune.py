@@ -118,7 +118,9 @@ def _table(findings: TuneFindings) -> Any:
 
 def _lines(findings: TuneFindings) -> list[str]:
     """What else there is to know: the oracle, exports, cuts and notes."""
-    lines = []
+    from reports.evidence import evidence_line
+
+    lines = [] if findings.evidence is None else [f"stands on: {evidence_line([('', findings.evidence)])}"]
     for gap in findings.oracles:
         if gap.reached.value is not None:
             lines.append(f"{gap.name}: the best reaches {100 * gap.reached.value:.0f}% of it")

@@ -8,6 +8,7 @@ from analysis.fidelity.table import QUANTITIES, TARGETS, Condition, Fidelity, So
 from reports.counted import (
     COUNT_HEADER,
     COUNT_NOTE,
+    SPLIT_DEFINITION,
     SPLIT_HEADER,
     SPLIT_NOTE,
     acceptance_sentence,
@@ -75,7 +76,10 @@ def split_blocks(fidelity: Fidelity) -> tuple[Block, ...]:
     if not rows:
         return ()
     header = tuple(name[0].upper() + name[1:] for name in SPLIT_HEADER)
-    return (table(f"{SPLIT_NOTE} [measured, simulated]", header, rows, "lrrrr", ("1", *("auto",) * 4), size=7.2),)
+    return (
+        Paragraph(SPLIT_DEFINITION),
+        table(f"{SPLIT_NOTE} [measured, simulated]", header, rows, "lrrrr", ("1", *("auto",) * 4), size=7.2),
+    )
 
 
 def _figures(drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:

@@ -16,6 +16,7 @@ from simulator.cascade.scenario import CascadeScenario
 from simulator.cascade.settings import AnswerObjectives, Stage
 from simulator.inputs import traces_identity
 from simulator.playback.replay import SequenceTable
+from simulator.results.evidence import graded
 from simulator.results.metrics import acceptance, request_latencies, spread
 from simulator.results.record import Record, iterations_table, requests_table
 from simulator.serving.assemble import Station
@@ -212,6 +213,7 @@ def _provenance(scenario: CascadeScenario, table: ItemTable, entry: Source, runs
                 "acceptance": "nothing is drafted"
                 if run.places[0].policy is None
                 else "approximation: recorded sequences of the item's domain, not of the item",
+                **graded([place.traces.manifest for place in run.places], [place.prices for place in run.places]),
                 **traces_identity(run.places[0].traces),
             }
             for run in runs

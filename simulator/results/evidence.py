@@ -124,7 +124,8 @@ def lowest_told(provenances: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         return told
     parts: dict[str, StepGrade] = {}
     for one in found:
-        for part, grade in dict(one.get("step_time_grades") or {}).items():
+        told_parts: Mapping[str, StepGrade] = one.get("step_time_grades") or {}
+        for part, grade in told_parts.items():
             parts[part] = lowest_step_grade((grade, parts.get(part, grade)))
     return told | {"step_time_grade": lowest_step_grade(stated), "step_time_grades": parts}
 
