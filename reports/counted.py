@@ -23,10 +23,11 @@ SPLIT_NOTE = (
 
 SPLIT_DEFINITION = (
     "A request waits W for its first token, then spends D in steps that decode and P while prompts of others are "
-    "prefilled alone: E = W + P + D. Acceptance multiplies D by measured over predicted tokens per round (and by what "
-    "drafts as long as predicted make of a step); step time multiplies W + P and D by predicted over measured seconds "
-    "of the measured steps of each kind; queue is what is left to the predicted E. What acceptance and step times do "
-    "to the number of requests that wait counts as queue."
+    "prefilled alone: E = W + P + D. Acceptance multiplies D by measured over predicted tokens per round (and by "
+    "what drafts as long as predicted make of a step). Step time multiplies W + P and D by predicted over measured "
+    "seconds "
+    "of the measured steps of each kind. Queue is what is left to the predicted E: what acceptance and step times do "
+    "to the number of requests that wait counts there."
 )
 
 
