@@ -11,7 +11,7 @@ from analysis.acceptance import AcceptanceRow, DepthPoint, acceptance_rows, dept
 from analysis.bootstrap import ClusterBootstrap, describe, number
 from analysis.costfit import CostFit, cost_fits
 from analysis.findings import Answer, CostSource, Findings, ModelFact, Provenance, RunShare, Sizes, StudySettings
-from analysis.grid import CellRun, Progress, baselines, cell_scenario, grid_cells, requests_of, run_grid
+from analysis.grid import Cell, CellRun, Progress, baselines, cell_scenario, grid_cells, requests_of, run_grid
 from analysis.rounds import recording
 from analysis.speedup import BestLength, Crossover, best_lengths, crossovers, speedup_cells
 from calibration.errors import CostError, ReplayError
@@ -53,7 +53,9 @@ def study(
     fits = cost_fits(traces) if source == "fitted" else ()
     return Findings(
         settings=chosen,
-        provenance=_provenance(traces, [cell_scenario(cell, chosen.costs or {}, chosen.seed) for cell in cells]),
+        provenance=_provenance(
+            traces, [cell_scenario(cell, chosen.costs or {}, chosen.seed) for cell in _one_each(cells)]
+        ),
         sizes=_sizes(traces),
         method=describe(chosen.draws),
         reference_draft_tokens=reference,
@@ -126,6 +128,11 @@ def _answer(best: Sequence[BestLength], crossing: Sequence[Crossover]) -> Answer
             (row.drafter, row.domain) for row in best if row.domain is not None and row.pays and row.batch == smallest
         ),
     )
+
+
+def _one_each(cells: Sequence[Cell]) -> list[Cell]:
+    """Give one speculating cell of every drafter: prices and recordings are the same at other lengths and batches."""
+    return list({cell.drafter: cell for cell in cells if cell.draft_tokens}.values())
 
 
 def _provenance(traces: TraceSet, scenarios: Sequence[Scenario]) -> Provenance:
