@@ -47,6 +47,7 @@ def test_a_search_from_scenario_to_folder(scenario: Path, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     assert "best" in done.output
     assert "output tokens/s" in done.output
+    assert "stands on: acceptance " in done.output
     assert done.output.splitlines()[-1] == str(out)
     findings = from_json(TuneFindings, (out / "tune.json").read_text(), "tune.json")
     assert findings.plan.chosen_by == "user"

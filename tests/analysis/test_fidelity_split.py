@@ -214,6 +214,25 @@ def test_an_engine_that_counts_nothing(tmp_path: Path) -> None:
     assert not any(one.material for one in found)
 
 
+def test_counters_of_a_server_count_where_its_requests_do_not(tmp_path: Path) -> None:
+    traces = made_traces(sequences=8)
+    traces.write(tmp_path / "traces")
+    run = measure(tmp_path / "run", traces, condition(1, 3), tells_steps=False, repeats=2)
+    table = run.requests
+    for name in ("drafts", "drafted_tokens", "accepted_tokens"):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.nulls(table.num_rows, table.schema.field(name).type))
+    told = {"drafts": 28.0, "draft_tokens": 84.0, "accepted_tokens": 40.0}
+    counters = {f'vllm:spec_decode_num_{name}_total{{engine="0"}}': value for name, value in told.items()}
+    seen = MeasuredRun(run.manifest.model_copy(update={"counters": counters}), table, run.steps, run.scenario)
+    found = counts(seen, {"spec_decode_num_drafts": 107, "tokens_per_round": 1.5})
+    by_name = {one.name: one.counted for one in found}
+    assert [by_name[name] for name in ("drafts", "drafted_tokens", "accepted_tokens")] == [14, 42, 20]  # a repeat
+    emitted = (pc.sum(table["output_tokens"]).as_py() - table.num_rows) / 2
+    assert by_name["tokens_per_round"] == pytest.approx(emitted / (emitted - 20))
+    assert disagreements([("s", found)])[0].startswith("drafts: 107 predicted, 14 counted")
+
+
 def test_without_speculation_there_is_nothing_to_count(tmp_path: Path) -> None:
     found = compared(tmp_path, condition(2, costs=PRICES))
     assert found.counts == ()
