@@ -256,7 +256,7 @@ def law_note(law: AcceptanceLaw, drafts: float | None = None) -> str:
     if drafts is not None:
         text += f"; counted over {drafts:.0f} drafts"
     if law.undrafted:
-        text += f"; {law.undrafted:.2%} of rounds had no draft"
+        text += f"; {law.undrafted:.2%} of rounds had no draft: {law.tokens_per_round:.2f} tokens per round over all"
     if law.drafted_tokens is not None:
         text += (
             f"; drafts of {law.drafted_tokens:.3f} tokens on average, those below {law.longest} taken to have ended "

@@ -24,6 +24,7 @@ import numpy as np
 
 from calibration.errors import TraceError
 from calibration.importers.aggregates import (
+    AcceptanceLaw,
     Lengths,
     acceptance_law,
     even_lengths,
@@ -49,6 +50,7 @@ def import_aiperf(
     *,
     server_metrics: str | os.PathLike[str] | None = None,
     rates: Sequence[float] | None = None,
+    undrafted: float | None = None,
     request_std_tokens: float = 0.0,
     origin: Origin | None = None,
     seed: int = 0,
@@ -59,6 +61,7 @@ def import_aiperf(
     `import_vllm_requests` is), per request as a histogram, or pooled over the run. Where it does not, it is asked
     for: `server_metrics` (AIPerf's ``server_metrics_export.json`` of a vLLM server) or `rates`, unconditional
     acceptance by draft position as the user states it; run lengths are then made up from these aggregates, labelled.
+    Beside the rates of a lookup stands `undrafted`, the share of rounds in which it found nothing.
     `request_std_tokens` as in `import_vllm_counters`; only for aggregates. Requests that failed, were cancelled or
     belong to the warm-up are left out.
 
@@ -66,15 +69,18 @@ def import_aiperf(
     """
     origin = origin or Origin()
     objects, path = read_objects(export), Path(export)
-    run = _summary(*objects[0]) if "metadata" not in objects[0][1] else _records(path, objects, origin)
+    run = _records(path, objects, origin) if "metadata" in objects[0][1] else _summary(*_only(objects, path))
     _check_given(path, run, rates, server_metrics, request_std_tokens)
+    if undrafted is not None and rates is None:
+        raise TraceError(f"{path}: undrafted must be given with rates alone, else it is counted")
     if run.requests:
         source = Source(path, origin.domain_of(path), len(run.requests), len(objects) - len(run.requests))
         return requests_to_traces(
             run.requests, [source], "aiperf records", origin=origin, seed=seed, unknown=run.unknown, notes=run.notes
         )
     if rates is not None:
-        return _stated(rates, run, path, request_std_tokens, origin, seed)
+        law = acceptance_law(rates, "rates", undrafted=_stated_undrafted(undrafted, origin))
+        return _stated(law, run, path, request_std_tokens, origin, seed)
     totals = run.pooled if server_metrics is None else _server_totals(server_metrics)
     if totals is None:
         raise TraceError(
@@ -123,10 +129,30 @@ def _check_given(
         raise TraceError(f"{path}: holds acceptance per request, so request_std_tokens must not be given")
 
 
+def _only(objects: Sequence[tuple[str, Object]], path: Path) -> tuple[str, Object]:
+    """Give the one object of an export that holds one."""
+    if len(objects) > 1:
+        raise TraceError(f"{path}: must hold one run, got {len(objects)}; give a file with one of them")
+    return objects[0]
+
+
+def _stated_undrafted(undrafted: float | None, origin: Origin) -> float:
+    """Give the share of rounds without a draft that goes with rates, which do not tell it."""
+    if undrafted is None and (origin.looks_up or not origin.paradigm_known):
+        raise TraceError(
+            "rates: count the rounds that had a draft, and do not tell how many had none; give --paradigm eagle3 (or "
+            "draft_model, medusa, mtp ...) for a drafter that always proposes, and for a lookup --undrafted SHARE"
+        )
+    if undrafted and origin.paradigm_known and not origin.looks_up:
+        raise TraceError(
+            f"undrafted: must be 0 for a drafter that always proposes (paradigm '{origin.paradigm}'), got {undrafted:g}"
+        )
+    return undrafted or 0.0
+
+
 def _stated(
-    rates: Sequence[float], run: _Run, path: Path, request_std_tokens: float, origin: Origin, seed: int
+    law: AcceptanceLaw, run: _Run, path: Path, request_std_tokens: float, origin: Origin, seed: int
 ) -> TraceSet:
-    law = acceptance_law(rates, "rates")
     rng = np.random.default_rng(seed)
     domain = origin.domain_of(path)
     return synthesize(
@@ -264,7 +290,7 @@ def _pooled(export: Object, place: str) -> SpecTotals:
 
 def _server_totals(file: str | os.PathLike[str]) -> SpecTotals:
     """Read the increase of the server's counters."""
-    (place, export), *_ = read_objects(file)
+    place, export = _only(read_objects(file), Path(file))
     counters: dict[str, float] = {}
     for name, metric in check_object(export.get("metrics"), f"{place}: metrics").items():
         held = check_object(metric, f"{place}: metrics.{name}")

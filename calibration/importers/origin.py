@@ -8,10 +8,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from calibration.errors import TraceError
 from calibration.traces import DecodingInfo, DeviceInfo, DrafterInfo, Manifest, ModelInfo, PromptSource
 from calibration.traces.manifest import CostConstants, Grain
 from calibration.traces.paradigms import paradigm_of
 from calibration.version import paceline_version
+
+
+MATERIAL_SHARE = 0.02
+"""Share of rounds without a draft from which on it must be known whose they are: it moves the tokens per round, and
+with them the advice, by up to as much. What a last round reaches past the end of its output stays below."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,38 @@ class Origin:
         return paradigm_of(self.paradigm).looks_up
 
     @property
+    def paradigm_known(self) -> bool:
+        """Say whether it was told how the drafter drafts, in a word that is known."""
+        return paradigm_of(self.paradigm).known
+
+    @property
     def sees_tokens_alone(self) -> bool:
         """Say whether match bits determine the run lengths of the drafter."""
         facts = paradigm_of(self.paradigm)
         return facts.tokens_alone and not facts.looks_up
+
+    def own_undrafted(self, share: float, place: str) -> float:
+        """Give the part of `share`, of rounds without a draft, that is the drafter's own: of a lookup all of it.
+
+        A model always proposes, so that the engine chose not to draft there. `TraceError` where the share matters and
+        the paradigm is not told, or not known.
+        """
+        if self.looks_up:
+            return share
+        if share > MATERIAL_SHARE:
+            self.must_be_told(f"{share:.1%} of rounds had no draft", place)
+        return 0.0
+
+    def must_be_told(self, what: str, place: str) -> None:
+        """Refuse `what` was seen unless the paradigm says whose choice it was: the drafter's or the engine's."""
+        if self.paradigm_known:
+            return
+        got = "" if self.paradigm == "unknown" else f", got the unknown '{self.paradigm}'"
+        raise TraceError(
+            f"{place}: {what}; whose choice that was decides the advice: give --paradigm ngram (or suffix ...) if the "
+            "drafter found nothing there, --paradigm eagle3 (or draft_model, medusa, mtp ...) if the engine switched "
+            f"drafting off, or the counts are not of the whole run{got}"
+        )
 
     def domain_of(self, path: Path) -> str:
         """Give the domain of the requests of `path`."""

@@ -59,7 +59,8 @@ def requests_to_traces(
     """Give the TraceSet of `requests` from the files `sources`.
 
     The manifest says in numbers what was measured, what follows and what was drawn. Raises `TraceError` for requests
-    that contradict themselves and where no token was drafted at all.
+    that contradict themselves, where no token was drafted at all, and where many rounds had no draft and `origin` does
+    not tell the paradigm, which says whose choice that was.
     """
     rng = np.random.default_rng(seed)
     told = [_rounds(request, rng) for request in requests]
@@ -75,6 +76,8 @@ def requests_to_traces(
         tally.requests_shuffled += request.metrics.per_step_accepted is None and len(rounds.accepted) > 1
         collected.sequence(request.name, request.domain, request.prompt_tokens, output_tokens, request.finish_reason)
         collected.positions(request.name, origin.drafter, filled.runs, filled.proposals)
+    started = tally.starts_exact + tally.starts_open + tally.undrafted
+    origin.own_undrafted(tally.undrafted / max(started, 1), str(sources[0].path))
     prompts = [prompt_source(one.path, one.domain, one.requests) for one in sources]
     said = [*notes, *_said(tally, longest, rates, origin, requests, sources)]
     manifest = origin.manifest(

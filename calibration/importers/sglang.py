@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,10 @@ def _one_law(
 ) -> TraceSet:
     """Make up requests whose rounds all follow the geometric law of the run's mean."""
     run.check_chain(str(path))
+    if draft_tokens is not None and run.longest is not None and draft_tokens != run.longest:
+        raise TraceError(
+            f"{path}: draft_tokens must be the {run.longest} that the server's arguments give, got {draft_tokens}"
+        )
     longest, sizes = draft_tokens or run.longest, lengths or run.lengths
     if longest is None:
         raise TraceError(f"{path}: does not say how long drafts were; give draft_tokens (speculative_num_steps)")
@@ -202,9 +207,16 @@ def _from_means(
     ]
     if source.left_out:
         notes.append(f"{source.path.name}: {source.left_out} object(s) without rounds left out")
+    told = [_rounds(answer) for answer in answers]
+    lone = [max(answer.size[1] - 1 - sum(one), 0) for answer, one in zip(answers, told, strict=True)]
+    rounds = sum(one[0] for one in told)
+    origin.own_undrafted(sum(lone) / max(sum(lone) + rounds, 1), str(source.path))
     return synthesize(
         [answer.size for answer in answers],
-        [_request_law(answer, draft_tokens) for answer in answers],
+        [
+            _request_law(answer, *one, undrafted / max(undrafted + one[0], 1) if origin.looks_up else 0.0, draft_tokens)
+            for answer, one, undrafted in zip(answers, told, lone, strict=True)
+        ],
         "sglang per-request means (made up from mean accepted lengths)",
         origin=origin,
         seed=seed,
@@ -216,15 +228,31 @@ def _from_means(
     )
 
 
-def _request_law(answer: Answer, draft_tokens: int | None) -> AcceptanceLaw:
+def _rounds(answer: Answer) -> tuple[int, int]:
+    """Give the rounds of a request and how many drafted tokens they accepted."""
+    meta, place, tokens = answer.meta, answer.place, answer.size[1]
+    rounds = count(meta, "spec_verify_ct", place)
+    accepted = next((count(meta, key, place) for key in _CORRECT if meta.get(key) is not None), None)
+    if rounds > tokens:  # Every round gives a token; one that was scheduled ahead may come after the end.
+        raise TraceError(f"{place}: spec_verify_ct must be at most the {tokens} completion_tokens, got {rounds}")
+    if accepted is None:  # The first token is prefill's; what is left are rounds with a bonus token each.
+        accepted = max(tokens - 1 - rounds, 0)
+    return rounds, accepted
+
+
+def _request_law(
+    answer: Answer, rounds: int, accepted: int, undrafted: float, draft_tokens: int | None
+) -> AcceptanceLaw:
     """Give the geometric law of one request's mean accepted length."""
     if draft_tokens is None:
         raise TraceError(f"{answer.place}: has no histogram; give draft_tokens (speculative_num_steps)")
-    meta, place = answer.meta, answer.place
-    rounds = count(meta, "spec_verify_ct", place)
+    past = 1 + rounds + accepted - answer.size[1]
+    if accepted and past > draft_tokens + 1:
+        raise TraceError(
+            f"{answer.place}: completion_tokens must be at least 1 + rounds + accepted tokens "
+            f"({1 + rounds + accepted}), less what the last round reaches past the end, got {answer.size[1]}"
+        )
     if rounds == 0:
-        return AcceptanceLaw((0.0,) * draft_tokens)
-    accepted = next((count(meta, key, place) for key in _CORRECT if meta.get(key) is not None), None)
-    if accepted is None:  # The first token is prefill's; what is left are rounds with a bonus token each.
-        accepted = max(answer.size[1] - 1 - rounds, 0)
-    return geometric_law(accepted / rounds, draft_tokens, place)
+        return AcceptanceLaw((0.0,) * draft_tokens, undrafted)
+    law = geometric_law(accepted / rounds, draft_tokens, answer.place)
+    return replace(law, undrafted=undrafted)

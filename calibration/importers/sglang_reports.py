@@ -13,6 +13,7 @@ from calibration.errors import TraceError
 from calibration.importers.aggregates import Lengths, even_lengths
 from calibration.importers.origin import Origin
 from calibration.importers.reading import Object, count, counts, measure
+from calibration.traces.paradigms import paradigm_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class RunMean:
         """Refuse trees: their verification costs all their nodes, and a mean length does not say how they branch."""
         width, nodes = self._argument("speculative_eagle_topk"), self._argument("speculative_num_draft_tokens")
         steps = self._argument("speculative_num_steps")
+        if width is None and nodes is not None and steps is not None and nodes - 1 != steps and not self._one_shot():
+            raise TraceError(
+                f"{place}: {nodes} tokens verified after {steps} steps of drafting are no chain, and "
+                "speculative_eagle_topk, which says how drafts branch, is not reported; give a report with all arguments"
+            )
         if width is not None and width > 1:
             size = "" if nodes is None else f" of {nodes} nodes, the root included"
             depth = "" if steps is None else f", {steps} deep"
@@ -60,6 +66,10 @@ class RunMean:
                 f"{place}: drafts are trees{size}{depth} (speculative_eagle_topk = {width}), whose verification "
                 "costs every node; a mean length tells enough of chains alone (speculative_eagle_topk = 1)"
             )
+
+    def _one_shot(self) -> bool:
+        names = (one.get("speculative_algorithm") for one in self.arguments)
+        return any(isinstance(name, str) and paradigm_of(name).one_shot for name in names)
 
     def _argument(self, key: str) -> int | None:
         found = (one.get(key) for one in self.arguments)
@@ -135,14 +145,19 @@ def read_run(whole: Object, place: str) -> RunMean:
 
 
 def _states(whole: Object) -> list[Object]:
-    """Give a server info, which may stand in a benchmark result, and the states of its schedulers."""
+    """Give a server info, which may stand in a benchmark result, and the states of its schedulers.
+
+    Where prefill and decoding are apart, those of all the servers that decode.
+    """
     info = whole.get("server_info")
     info = info if isinstance(info, Mapping) else whole
     decode = info.get("decode")
-    if isinstance(decode, list) and decode and isinstance(decode[0], Mapping):
-        info = decode[0]
-    states = info.get("internal_states")
-    return [info, *(one for one in states or () if isinstance(one, Mapping))] if isinstance(states, list) else [info]
+    servers = [one for one in decode if isinstance(one, Mapping)] if isinstance(decode, list) else []
+    found: list[Object] = []
+    for server in servers or [info]:
+        states = server.get("internal_states")
+        found += [server, *(one for one in states if isinstance(one, Mapping))] if isinstance(states, list) else [server]
+    return found
 
 
 def _bench_lengths(whole: Object, place: str) -> Sequence[tuple[int, int]] | None:
@@ -162,10 +177,14 @@ def _bench_lengths(whole: Object, place: str) -> Sequence[tuple[int, int]] | Non
 def read_log(path: Path, text: str) -> RunMean:
     """Read a log: the mean accept len of its decode lines, weighted by running requests."""
     weighted = total = 0.0
-    for number, line in enumerate(text.splitlines(), start=1):
+    notes = ["accept len of log lines, weighted by running requests: rounds are not counted there"]
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
         if "Decode batch" not in line or "accept len:" not in line:
             continue
-        length = re.search(r"accept len: ([0-9.]+)", line)
+        length = re.search(r"accept len: (\d+(?:\.\d+)?)(?=[^\d.])", line)
+        if length is None and not line.endswith(("\n", "\r")):
+            notes.append(f"line {number}, the last one, is not finished: left out")
+            continue
         running = re.search(r"#running-req: (\d+)", line)
         if length is None or running is None:
             raise TraceError(f"{path}:{number}: '#running-req: N' and 'accept len: X' must be in the line")
@@ -173,13 +192,18 @@ def read_log(path: Path, text: str) -> RunMean:
         total += int(running[1])
     if total == 0:
         raise TraceError(f"{path}: no 'Decode batch' line holds 'accept len:'; is this a log with speculation on?")
-    arguments: dict[str, Any] = {
-        key: int(match[1])
-        for key in ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
-        if (match := re.search(rf"{key}{_IS}(\d+)", text)) is not None
-    }
-    for key in ("model_path", "speculative_algorithm"):
-        if (match := re.search(rf"\b{key}{_IS}['\"]([^'\"]+)['\"]", text)) is not None:
-            arguments[key] = match[1]
-    notes = ("accept len of log lines, weighted by running requests: rounds are not counted there",)
-    return RunMean("sglang log", weighted / total, (arguments,), notes=notes)
+    return RunMean("sglang log", weighted / total, (_logged_arguments(path, text),), notes=tuple(notes))
+
+
+def _logged_arguments(path: Path, text: str) -> Object:
+    """Read the server's arguments; `TraceError` where the log holds several servers with others."""
+    found: dict[str, Any] = {}
+    numbers = ("speculative_num_steps", "speculative_eagle_topk", "speculative_num_draft_tokens")
+    for key in (*numbers, "model_path", "speculative_algorithm"):
+        value = r"(\d+)" if key in numbers else r"['\"]([^'\"]+)['\"]"
+        told = list(dict.fromkeys(re.findall(rf"\b{key}{_IS}{value}", text)))
+        if len(told) > 1:
+            raise TraceError(f"{path}: must be the log of one server, got {key} = {' and '.join(told)}; cut the log")
+        if told:
+            found[key] = int(told[0]) if key in numbers else told[0]
+    return found

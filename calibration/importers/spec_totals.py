@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from calibration.errors import TraceError
 from calibration.importers.aggregates import AcceptanceLaw, Lengths, acceptance_law, even_lengths, geometric_law
 from calibration.importers.origin import Origin
 from calibration.observe.prometheus import by_position, counter_name, label, total
-from calibration.traces.paradigms import paradigm_of
 
 PREFIXES = ("vllm:", "llamacpp:")
 """Servers that expose the ``spec_decode_`` counters, by the prefix of their names."""
@@ -21,9 +21,9 @@ _TRAFFIC = {
 _BROKEN_OFF = ("abort", "error")
 """Reasons with which a request ends early; its tokens stay in the sums."""
 
-MATERIAL_SHARE = 0.02
-"""Share of rounds without a draft from which on it must be known whose they are: it moves the tokens per round, and
-with them the advice, by up to as much. What a last round reaches past the end of its output stays below."""
+MATERIAL_SHORTFALL = 0.05
+"""By how much drafts may fall short of their full length before it must be known who cut them: the tokens per round
+come back either way, and what differs is how many tokens a verification step is charged for."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SpecTotals:
 
     `drafts`: rounds that had a draft. `by_position[p]`: rounds whose draft position p + 1 was accepted.
     `draft_tokens`: the configured draft length. `broken_off`: requests that were aborted or failed, beside
-    `requests`; their tokens are in the sums.
+    `requests`; their tokens are in the sums. `exact`: counted, not worked out from rounded rates as logs have them.
     """
 
     place: str
@@ -45,6 +45,7 @@ class SpecTotals:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     broken_off: int = 0
+    exact: bool = True
 
     def __post_init__(self) -> None:
         """Refuse counts that contradict each other."""
@@ -77,13 +78,18 @@ class SpecTotals:
         lone = max(self.output_tokens - self.requests - self.drafts - self.accepted_tokens, 0.0)
         return lone / (lone + self.drafts)
 
-    def _check_outputs(self) -> None:
-        """Refuse outputs that are too short for the rounds counted; logs know their drafts to their rounding only."""
+    def past_end(self) -> float:
+        """Give how many tokens the last rounds may have reached past the ends of outputs: a draft a request."""
+        longest = max(len(self.by_position or ()), self.drafted_tokens / max(self.drafts, 1))
+        return ((self.requests or 0) + self.broken_off) * longest
+
+    def check_outputs(self) -> None:
+        """Refuse outputs that are too short for the rounds counted."""
         if self.requests is None or self.output_tokens is None:
             return
         least = self.requests + self.drafts + self.accepted_tokens
-        past = (self.requests + self.broken_off) * max(len(self.by_position or ()), self.drafted_tokens / self.drafts)
-        if self.output_tokens < least - past - 0.01 * self.output_tokens:
+        rounding = 0.0 if self.exact else 0.01 * self.output_tokens
+        if self.output_tokens < least - self.past_end() - rounding:
             raise TraceError(
                 f"{self.place}: output tokens must be at least requests + drafts + accepted tokens ({least:.0f}), "
                 f"got {self.output_tokens}; are the counts and the lengths of the same run?"
@@ -126,31 +132,22 @@ class SpecTotals:
     def _whose(self, origin: Origin, filled: float) -> float:
         """Give the share of rounds without a draft that is the drafter's own; `filled`: drafted tokens over asked."""
         share = self.undrafted()
-        told = paradigm_of(origin.paradigm).known
-        if origin.looks_up or not told:
-            self._check_outputs()
-        if origin.looks_up:
-            if share is None:
-                raise TraceError(
-                    f"{self.place}: the rounds in which the lookup found nothing are not counted; give the number of "
-                    "requests and their tokens (--requests, or --lengths REQUESTS,PROMPT,OUTPUT), which tell them"
-                )
-            return share
-        if not told and (max(share or 0.0, 1 - filled) > MATERIAL_SHARE):
-            what = (
-                f"{share:.1%} of rounds had no draft"
-                if (share or 0.0) > MATERIAL_SHARE
-                else (f"drafts had {filled:.1%} of their full length on average")
-            )
+        if share is None:
             raise TraceError(
-                f"{self.place}: {what}; whose choice that was decides the advice: give --paradigm ngram (or "
-                "suffix ...) if the drafter found nothing there, --paradigm eagle3 (or draft_model, medusa, mtp ...) "
-                "if the engine switched drafting off, or the counts are not of the whole run"
+                f"{self.place}: the rounds without a draft are not counted; give the number of requests and their "
+                "tokens (--requests, or --lengths REQUESTS,PROMPT,OUTPUT), which tell them"
             )
-        return 0.0
+        if origin.looks_up or not origin.paradigm_known:
+            self.check_outputs()
+        own = origin.own_undrafted(share, self.place)
+        if 1 - filled > MATERIAL_SHORTFALL:
+            origin.must_be_told(f"drafts had {filled:.1%} of their full length on average", self.place)
+        return own
 
     def lengths(self) -> Lengths:
         """Give the mean prompt and output length to every request; `TraceError` where they were not counted."""
+        if self.requests == 0:
+            raise TraceError(f"{self.place}: no request ended; give --lengths REQUESTS,PROMPT,OUTPUT")
         if self.requests is None or self.prompt_tokens is None or self.output_tokens is None:
             missing = [name for name in ("requests", "prompt_tokens", "output_tokens") if getattr(self, name) is None]
             flag = "--requests" if missing == ["requests"] else "--lengths REQUESTS,PROMPT,OUTPUT"
@@ -170,6 +167,13 @@ class SpecTotals:
         share = self.undrafted()
         if share and not looks_up:
             lines.append(f"{share:.2%} of rounds had no draft, by the engine's choice: left out")
+        if share and looks_up:
+            lone = share / (1 - share) * self.drafts
+            most = (lone + self.past_end()) / (lone + self.past_end() + self.drafts)
+            lines.append(
+                f"{lone:.0f} rounds had no draft: output tokens that no prefill and no counted round gave; at most "
+                f"{most:.2%} of all, as last rounds may reach past the end of their output"
+            )
         if self.broken_off:
             lines.append(
                 f"{self.broken_off} requests were aborted or failed: not among the {self.requests} requests, but "
@@ -206,6 +210,7 @@ def totals_of(counters: Mapping[str, float], place: str) -> SpecTotals:
     if traffic.get("requests") is not None:
         traffic["requests"] = round((traffic["requests"] or 0) - broken_off)
     positions = by_position(counters, f"{prefix}spec_decode_num_accepted_tokens_per_pos_total")
+    _check_positions(positions or [], place)
     return SpecTotals(
         place,
         spec("drafts"),
@@ -215,3 +220,13 @@ def totals_of(counters: Mapping[str, float], place: str) -> SpecTotals:
         **traffic,
         broken_off=round(broken_off),
     )
+
+
+def _check_positions(positions: Sequence[float], place: str) -> None:
+    """Refuse counters by position that rise: a position is accepted only behind the one before it."""
+    for at, (before, here) in enumerate(pairwise(positions), start=2):
+        if here > before:
+            raise TraceError(
+                f"{place}: accepted tokens of position {at} must be at most that of position {at - 1} ({before:.0f}), "
+                f"got {here:.0f}"
+            )

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -139,9 +140,11 @@ def totals_to_traces(
     What was not counted is taken from `lengths` and `requests`: with the output tokens they tell the rounds without a
     draft.
     """
+    if totals.drafts > 0:
+        totals.check_outputs()
     totals = totals.known_from(requests, lengths)
-    law = totals.law(origin, draft_tokens)
     sizes = totals.lengths() if lengths is None else lengths
+    law = totals.law(origin, draft_tokens)
     rng = np.random.default_rng(seed)
     untold = [spread_note(request_std_tokens), *unknown]
     if lengths is None:
@@ -188,6 +191,11 @@ def _log_totals(path: Path, text: str, draft_tokens: int | None) -> tuple[SpecTo
     if not new and not old:
         missing = "only lines without a draft" if idle else f"no line holds '{_NEW}' or '{_OLD}'"
         raise TraceError(f"{path}: {missing}; is this a log of vLLM with speculation on?")
+    if new and old:
+        raise TraceError(f"{path}: must be the log of one server, got lines of vLLM's present and of its old engine")
+    back = next((after.place for before, after in pairwise(old) if after.drafted_tokens < before.drafted_tokens), None)
+    if back is not None:
+        raise TraceError(f"{back}: counts since the start must not go back; was the server restarted? cut the log")
     if idle:
         notes.append(f"{idle} line(s) of intervals in which nothing was drafted: they add nothing")
     if not new:
@@ -204,6 +212,7 @@ def _log_totals(path: Path, text: str, draft_tokens: int | None) -> tuple[SpecTo
         sum(one.drafted_tokens for one in new),
         sum(one.accepted_tokens for one in new),
         tuple(positions.tolist()) if longest else None,
+        exact=False,
     )
     return totals, notes
 
@@ -266,7 +275,7 @@ def _old_line(text: str, place: str) -> SpecTotals:
     if length < 1:
         raise TraceError(f"{place}: 'Number of speculative tokens' must be >= 1, got {length:g}")
     rounds = drafted / length
-    return SpecTotals(place, rounds, drafted, emitted - rounds, draft_tokens=round(length))
+    return SpecTotals(place, rounds, drafted, emitted - rounds, draft_tokens=round(length), exact=False)
 
 
 def _number(text: str, pattern: str, place: str) -> float:

@@ -149,6 +149,12 @@ def vllm_log(log: str, out: str, seed: int, **options: Any) -> None:
 @_OUT
 @click.option("--server-metrics", type=_FILE, help="AIPerf's export of the server's metrics.")
 @click.option("--rates", metavar="R1,R2,...", help="Acceptance by position, where the export has none.")
+@click.option(
+    "--undrafted",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="With --rates: share of rounds in which a lookup found nothing.",
+)
 @click.option("--request-std-tokens", default=0.0, show_default=True, type=click.FloatRange(0))
 @_ORIGIN
 def aiperf(export: str, out: str, server_metrics: str | None, rates: str | None, seed: int, **options: Any) -> None:
@@ -159,6 +165,7 @@ def aiperf(export: str, out: str, server_metrics: str | None, rates: str | None,
         export,
         server_metrics=server_metrics,
         rates=None if rates is None else _numbers(rates, "--rates", float),
+        undrafted=options.pop("undrafted"),
         request_std_tokens=options.pop("request_std_tokens"),
         origin=_origin(options),
         seed=seed,

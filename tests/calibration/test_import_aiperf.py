@@ -186,6 +186,31 @@ def test_statistics_without_acceptance(tmp_path: Path) -> None:
     assert "measured there: mean inter_token_latency 7.250 ms" in traces.manifest.notes
 
 
+def test_rates_of_a_lookup_need_its_rounds_without_a_draft(tmp_path: Path) -> None:
+    path = write(tmp_path, *(record(50, 400) for _ in range(50)))
+    ngram = Origin(paradigm="ngram")
+    for origin in (ngram, Origin()):
+        with pytest.raises(TraceError, match=r"rates: .* --paradigm eagle3 .* --undrafted SHARE"):
+            import_aiperf(path, rates=[0.8, 0.6], origin=origin)
+    traces = import_aiperf(path, rates=[0.8, 0.6], undrafted=0.7, origin=ngram)
+    rounds = [one for one in walk(traces, 2) if one.whole]
+    assert near(np.mean([one.drafted == 0 for one in rounds]), 0.7, len(rounds))
+    assert "70.00% of rounds had no draft: 1.42 tokens per round over all" in traces.manifest.notes[1]  # 1 + .3 * 1.4
+    with pytest.raises(TraceError, match="undrafted: must be 0 for a drafter that always proposes"):
+        import_aiperf(path, rates=[0.8, 0.6], undrafted=0.7, origin=MODEL)
+    with pytest.raises(TraceError, match="undrafted must be given with rates alone"):
+        import_aiperf(path, undrafted=0.7, origin=ngram)
+
+
+def test_exports_of_two_runs_are_not_taken_for_one(tmp_path: Path) -> None:
+    path = write(tmp_path, summary(), summary())
+    with pytest.raises(TraceError, match="must hold one run, got 2"):
+        import_aiperf(path, rates=[0.8], origin=MODEL)
+    lone, twice = write(tmp_path, record()), write(tmp_path, server(), server(), name="server.json")
+    with pytest.raises(TraceError, match=r"server.json: must hold one run, got 2"):
+        import_aiperf(lone, server_metrics=twice, origin=MODEL)
+
+
 def test_a_spread_is_for_aggregates(tmp_path: Path) -> None:
     path = write(tmp_path, *(record(50, 400) for _ in range(50)))
     traces = import_aiperf(path, rates=[0.8, 0.6, 0.5], request_std_tokens=0.5, origin=MODEL)

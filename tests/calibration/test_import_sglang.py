@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from imported import walk
+from imported import near, walk
 
 from calibration.errors import TraceError
 from calibration.importers.origin import Origin
@@ -209,9 +209,47 @@ def test_trees_are_not_taken_for_chains(tmp_path: Path) -> None:
         TraceError, match=r"trees of 64 nodes, the root included, 5 deep \(speculative_eagle_topk = 8\)"
     ):
         import_sglang(path, lengths=[(30, 500)])
+    path.write_text(LOG.replace("steps=3", "steps=5").replace("tokens=4", "tokens=64"))
+    with pytest.raises(TraceError, match=r"64 tokens verified after 5 steps of drafting are no chain"):
+        import_sglang(path, lengths=[(30, 500)])
     info = {"accept_length": 3.0, "server_info": {"speculative_num_steps": 4, "speculative_eagle_topk": 4}}
     with pytest.raises(TraceError, match=r"trees, 4 deep"):
         import_sglang(write(tmp_path, info), lengths=[(30, 500)])
+
+
+def test_a_log_that_was_cut_off_and_one_of_two_servers(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    path.write_text(LOG, encoding="utf-8")
+    whole = import_sglang(path, lengths=[(30, 500)], origin=EAGLE)
+    for end in ("#running-req: 9, accept len: 1.", "#running-req: 9, accept len: 1.7", "#running-req: 9, accept len: "):
+        path.write_text(f"{LOG}[2026-08-19 00:02:35] Decode batch, {end}", encoding="utf-8")
+        cut = import_sglang(path, lengths=[(30, 500)], origin=EAGLE)
+        assert cut.positions.equals(whole.positions)
+        assert "line 5, the last one, is not finished: left out" in cut.manifest.notes
+    path.write_text(LOG + LOG.replace("steps=3", "steps=5").replace("tokens=4", "tokens=6"), encoding="utf-8")
+    with pytest.raises(TraceError, match=r"the log of one server, got speculative_num_steps = 3 and 5; cut the log"):
+        import_sglang(path, lengths=[(30, 500)])
+
+
+def test_all_servers_that_decode_count(tmp_path: Path) -> None:
+    servers = [{"speculative_num_steps": 3, "internal_states": [{"avg_spec_accept_length": x}]} for x in (2.0, 3.0)]
+    traces = import_sglang(write(tmp_path, {"decode": servers}, name="info.json"), lengths=[(30, 500)] * 40)
+    measured, error = mean(traces, 3)
+    assert abs(measured - 2.5) < error
+    assert "unweighted mean over 2 schedulers" in traces.manifest.notes
+
+
+def test_rounds_without_verification_are_the_lookups_own(tmp_path: Path) -> None:
+    """301 tokens: 1 of prefill, 80 rounds that accepted 40, 180 rounds more: 180 of 260 had no draft."""
+    told = {"spec_verify_ct": 80, "spec_num_correct_drafts": 40}
+    path = write(tmp_path, *(generated(None, tokens=301, **told) for _ in range(50)))
+    with pytest.raises(TraceError, match=r"69.2% of rounds had no draft; .*--paradigm ngram"):
+        import_sglang(path, draft_tokens=2)
+    ngram = import_sglang(path, draft_tokens=2, origin=Origin(paradigm="ngram"))
+    rounds = [one for one in walk(ngram, 2) if one.whole]
+    assert near(np.mean([one.drafted == 0 for one in rounds]), 180 / 260, len(rounds))
+    model = import_sglang(path, draft_tokens=2, origin=EAGLE)
+    assert all(one.drafted == 2 for one in walk(model, 2))
 
 
 def test_of_several_benchmarks_in_one_file_one_must_be_chosen(tmp_path: Path) -> None:
@@ -237,6 +275,21 @@ def test_faults(tmp_path: Path) -> None:
         (generated([3, 1], spec_accept_histogram=[1, "2"]), "spec_accept_histogram: must be a list", {}),
         (generated([3, 0, 1]), "rounds must accept at most 1 token(s), got 2", {"draft_tokens": 1}),
         (generated([3, 1]), "holds requests of its own, so lengths must not be given", {"lengths": [(5, 5)]}),
+        (
+            generated(None, tokens=50, spec_verify_ct=51),
+            "spec_verify_ct must be at most the 50 completion_tokens, got 51",
+            {"draft_tokens": 3},
+        ),
+        (
+            generated(None, tokens=50, spec_verify_ct=40, spec_num_correct_drafts=20),
+            "completion_tokens must be at least 1 + rounds + accepted tokens (61)",
+            {"draft_tokens": 3},
+        ),
+        (
+            {"accept_length": 2.0, "server_info": {"speculative_num_steps": 4}},
+            "draft_tokens must be the 4 that the server's arguments give, got 3",
+            {"draft_tokens": 3, "lengths": [(5, 5)]},
+        ),
         (generated([3, 1], prompt_tokens=None), "prompt_tokens: must be a whole number >= 1, got None", {}),
         (generated([3, 1]), "draft_tokens: must be >= 1, got 0", {"draft_tokens": 0}),
     ]

@@ -169,6 +169,16 @@ def test_rounds_without_a_draft_are_found_from_the_token_count(tmp_path: Path) -
     assert traces.manifest.drafters[0].deterministic
 
 
+def test_whose_rounds_without_a_draft_are_must_be_said(tmp_path: Path) -> None:
+    path = write(tmp_path, answer([2, 1], [3, 3], output=10))  # as above: four of six rounds
+    for paradigm in ("unknown", "n-grma"):
+        with pytest.raises(TraceError, match=r"chat.jsonl: 66.7% of rounds had no draft; .*--paradigm ngram"):
+            import_vllm_requests([path], origin=Origin(paradigm=paradigm))
+    assert all(one.drafted for one in walk(import_vllm_requests([path], origin=MODEL), 3))
+    every = write(tmp_path, answer([2, 1], [3, 3]))
+    assert import_vllm_requests([every]).sequences["output_tokens"].to_pylist() == [6]
+
+
 def test_a_lookup_keeps_its_short_drafts_and_a_model_does_not(tmp_path: Path) -> None:
     path = write(tmp_path, answer([1, 3, 0, 1], [1, 3, 3, 3]))
     found = import_vllm_requests([path], origin=NGRAM).frame("positions")
