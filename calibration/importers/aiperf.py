@@ -145,7 +145,8 @@ def _stated_undrafted(undrafted: float | None, origin: Origin) -> float:
         )
     if undrafted and origin.paradigm_known and not origin.looks_up:
         raise TraceError(
-            f"undrafted: must be 0 for a drafter that always proposes (paradigm '{origin.paradigm}'), got {undrafted:g}"
+            f"undrafted: must be 0 for a drafter that always proposes (paradigm '{origin.paradigm}'), got "
+            f"{undrafted:g}"
         )
     return undrafted or 0.0
 

@@ -14,7 +14,6 @@ from calibration.traces.manifest import CostConstants, Grain
 from calibration.traces.paradigms import paradigm_of
 from calibration.version import paceline_version
 
-
 MATERIAL_SHARE = 0.02
 """Share of rounds without a draft from which on it must be known whose they are: it moves the tokens per round, and
 with them the advice, by up to as much. What a last round reaches past the end of its output stays below."""
@@ -73,9 +72,9 @@ class Origin:
             return
         got = "" if self.paradigm == "unknown" else f", got the unknown '{self.paradigm}'"
         raise TraceError(
-            f"{place}: {what}; whose choice that was decides the advice: give --paradigm ngram (or suffix ...) if the "
-            "drafter found nothing there, --paradigm eagle3 (or draft_model, medusa, mtp ...) if the engine switched "
-            f"drafting off, or the counts are not of the whole run{got}"
+            f"{place}: {what}; whose choice that was decides the advice: give --paradigm ngram (or suffix ...) if "
+            "the drafter found nothing there, --paradigm eagle3 (or draft_model, medusa, mtp ...) if the engine "
+            f"switched drafting off, or the counts are not of the whole run{got}"
         )
 
     def domain_of(self, path: Path) -> str:

@@ -59,8 +59,8 @@ def requests_to_traces(
     """Give the TraceSet of `requests` from the files `sources`.
 
     The manifest says in numbers what was measured, what follows and what was drawn. Raises `TraceError` for requests
-    that contradict themselves, where no token was drafted at all, and where many rounds had no draft and `origin` does
-    not tell the paradigm, which says whose choice that was.
+    that contradict themselves, where no token was drafted at all, and where many rounds had no draft and `origin`
+    does not tell the paradigm, which says whose choice that was.
     """
     rng = np.random.default_rng(seed)
     told = [_rounds(request, rng) for request in requests]

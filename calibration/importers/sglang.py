@@ -214,7 +214,9 @@ def _from_means(
     return synthesize(
         [answer.size for answer in answers],
         [
-            _request_law(answer, *one, undrafted / max(undrafted + one[0], 1) if origin.looks_up else 0.0, draft_tokens)
+            _request_law(
+                answer, *one, undrafted / max(undrafted + one[0], 1) if origin.looks_up else 0.0, draft_tokens
+            )
             for answer, one, undrafted in zip(answers, told, lone, strict=True)
         ],
         "sglang per-request means (made up from mean accepted lengths)",

@@ -57,7 +57,8 @@ class RunMean:
         if width is None and nodes is not None and steps is not None and nodes - 1 != steps and not self._one_shot():
             raise TraceError(
                 f"{place}: {nodes} tokens verified after {steps} steps of drafting are no chain, and "
-                "speculative_eagle_topk, which says how drafts branch, is not reported; give a report with all arguments"
+                "speculative_eagle_topk, which says how drafts branch, is not reported; give a report with all "
+                "arguments"
             )
         if width is not None and width > 1:
             size = "" if nodes is None else f" of {nodes} nodes, the root included"
@@ -156,7 +157,9 @@ def _states(whole: Object) -> list[Object]:
     found: list[Object] = []
     for server in servers or [info]:
         states = server.get("internal_states")
-        found += [server, *(one for one in states if isinstance(one, Mapping))] if isinstance(states, list) else [server]
+        found += (
+            [server, *(one for one in states if isinstance(one, Mapping))] if isinstance(states, list) else [server]
+        )
     return found
 
 

@@ -207,8 +207,7 @@ def totals_of(counters: Mapping[str, float], place: str) -> SpecTotals:
         key: None if (found := total(counters, f"{prefix}{name}_total")) is None else round(found)
         for key, name in _TRAFFIC[prefix].items()
     }
-    if traffic.get("requests") is not None:
-        traffic["requests"] = round((traffic["requests"] or 0) - broken_off)
+    finished = traffic.get("requests")
     positions = by_position(counters, f"{prefix}spec_decode_num_accepted_tokens_per_pos_total")
     _check_positions(positions or [], place)
     return SpecTotals(
@@ -217,7 +216,9 @@ def totals_of(counters: Mapping[str, float], place: str) -> SpecTotals:
         spec("draft_tokens"),
         spec("accepted_tokens"),
         None if positions is None else tuple(positions),
-        **traffic,
+        requests=None if finished is None else round(finished - broken_off),
+        prompt_tokens=traffic["prompt_tokens"],
+        output_tokens=traffic["output_tokens"],
         broken_off=round(broken_off),
     )
 
@@ -227,6 +228,6 @@ def _check_positions(positions: Sequence[float], place: str) -> None:
     for at, (before, here) in enumerate(pairwise(positions), start=2):
         if here > before:
             raise TraceError(
-                f"{place}: accepted tokens of position {at} must be at most that of position {at - 1} ({before:.0f}), "
-                f"got {here:.0f}"
+                f"{place}: accepted tokens of position {at} must be at most that of position {at - 1} "
+                f"({before:.0f}), got {here:.0f}"
             )

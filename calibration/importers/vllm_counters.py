@@ -193,7 +193,9 @@ def _log_totals(path: Path, text: str, draft_tokens: int | None) -> tuple[SpecTo
         raise TraceError(f"{path}: {missing}; is this a log of vLLM with speculation on?")
     if new and old:
         raise TraceError(f"{path}: must be the log of one server, got lines of vLLM's present and of its old engine")
-    back = next((after.place for before, after in pairwise(old) if after.drafted_tokens < before.drafted_tokens), None)
+    back = next(
+        (after.place for before, after in pairwise(old) if after.drafted_tokens < before.drafted_tokens), None
+    )
     if back is not None:
         raise TraceError(f"{back}: counts since the start must not go back; was the server restarted? cut the log")
     if idle:

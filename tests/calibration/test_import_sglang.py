@@ -221,7 +221,11 @@ def test_a_log_that_was_cut_off_and_one_of_two_servers(tmp_path: Path) -> None:
     path = tmp_path / "server.log"
     path.write_text(LOG, encoding="utf-8")
     whole = import_sglang(path, lengths=[(30, 500)], origin=EAGLE)
-    for end in ("#running-req: 9, accept len: 1.", "#running-req: 9, accept len: 1.7", "#running-req: 9, accept len: "):
+    for end in (
+        "#running-req: 9, accept len: 1.",
+        "#running-req: 9, accept len: 1.7",
+        "#running-req: 9, accept len: ",
+    ):
         path.write_text(f"{LOG}[2026-08-19 00:02:35] Decode batch, {end}", encoding="utf-8")
         cut = import_sglang(path, lengths=[(30, 500)], origin=EAGLE)
         assert cut.positions.equals(whole.positions)

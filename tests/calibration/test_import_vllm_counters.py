@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from imported import acceptance, near, walk
+from scenarios import scenario, traces_of
 from scipy.stats import chisquare
 from shared_data import shared_data
 
@@ -27,6 +29,7 @@ from calibration.importers.spec_totals import totals_of
 from calibration.importers.vllm_counters import import_vllm_counters, import_vllm_log
 from calibration.observe.prometheus import parse_counters
 from calibration.traces import TraceSet
+from simulator import simulate
 
 EAGLE = Origin(drafter="eagle3", paradigm="eagle3", temperature=0.0)
 NGRAM = Origin(drafter="ngram", paradigm="ngram", temperature=0.0)
@@ -142,7 +145,9 @@ def test_a_lookup_that_finds_nothing_and_proposes_less(tmp_path: Path) -> None:
     drafted = np.array([one.drafted for one in whole if one.drafted])
     assert abs(drafted.mean() - 3.6) < 4 * drafted.std() / math.sqrt(len(drafted))
     # 1 + 13,000 accepted over 46,900 rounds; the 100 last rounds may have given up to 4 tokens more than were kept.
-    assert "82.94% of rounds had no draft: 1.28 tokens per round over all; drafts of 3.600" in traces.manifest.notes[1]
+    assert (
+        "82.94% of rounds had no draft: 1.28 tokens per round over all; drafts of 3.600" in traces.manifest.notes[1]
+    )
     assert traces.manifest.notes[2].startswith("38900 rounds had no draft")
     assert "at most 83.09% of all" in traces.manifest.notes[2]  # 39,300 of 47,300
     # For a model that always proposes these were the engine's choices: said, not replayed.
@@ -464,8 +469,14 @@ def test_faults(tmp_path: Path) -> None:
     bare = write(tmp_path, good.replace("per_pos", "by_depth"))
     assert len(rates_in(import_vllm_counters(bare, draft_tokens=4, origin=EAGLE))) == 4
     for text, message in (
-        (V0 + "\n" + V0.replace("13311", "900").replace("10616", "700"), "server.log:2: counts since the start must not"),
-        (V0 + "\n" + logged(NEWEST, 9, [5, 1]) + "\n", "must be the log of one server, got lines of vLLM's present and of"),
+        (
+            V0 + "\n" + V0.replace("13311", "900").replace("10616", "700"),
+            "server.log:2: counts since the start must not",
+        ),
+        (
+            V0 + "\n" + logged(NEWEST, 9, [5, 1]) + "\n",
+            "must be the log of one server, got lines of vLLM's present and of",
+        ),
         ("INFO nothing here", "no line holds 'SpecDecoding metrics:'"),
         (
             logged(NEWEST, 9, [5, 1]).replace("Accepted:", "Took:"),
@@ -562,3 +573,50 @@ def test_published_rates_agree_with_the_stated_means() -> None:
     for key in both:
         law = acceptance_law(rates[key], "issue_tables.csv")
         assert 1 + law.mean_accepted == pytest.approx(stated[key], abs=0.0005 * (len(rates[key]) + 1))
+
+
+def lookup_traces(rng: np.random.Generator, longest: int) -> TraceSet:
+    """Requests whose text repeats in stretches: there a lookup drafts, and is right to their end; elsewhere none."""
+    runs, proposals = [], []
+    for _ in range(40):
+        repeats = np.zeros(301, dtype=bool)
+        for start in rng.integers(1, 280, 12):
+            repeats[start : start + int(rng.geometric(0.2))] = True
+        left = [next((j for j in range(301 - t) if not repeats[t + j]), 301 - t) for t in range(301)]
+        runs.append([min(n, longest) for n in left])
+        proposals.append([longest * (n > 0) for n in left])
+    return traces_of(runs, proposals=proposals, first=1, deterministic=True, max_draft_tokens=longest)
+
+
+@pytest.mark.parametrize(("seed", "longest"), [(0, 4), (1, 2), (2, 6)])
+def test_advice_from_counters_is_that_of_the_rounds_counted(tmp_path: Path, seed: int, longest: int) -> None:
+    """Played, counted, imported and simulated: speculation pays exactly where it does with the rounds themselves.
+
+    A step costs 20 ms and 0.1 ms a token, a lookup c a round. Tokens per round over all decide for which c it pays;
+    leaving the rounds without a draft out would have it pay for far dearer ones.
+    """
+    truth = lookup_traces(np.random.default_rng(seed), longest)
+    rounds = [one for one in walk(truth, longest) if one.drafted]
+    positions = [float(sum(one.accepted > at for one in rounds)) for at in range(longest)]
+    told = {"requests": 40, "prompt": sum(truth.sequences["prompt_tokens"].to_pylist()), "output": 40 * 301}
+    page = write(tmp_path, metrics(len(rounds), len(rounds) * longest, positions, **told))
+    imported = import_vllm_counters(page, origin=replace(NGRAM, drafter="drafter"))
+    flipped = import_vllm_counters(page, origin=replace(EAGLE, drafter="drafter"))
+    mean = 40 * 300 / len(walk(truth, longest))
+
+    def speedup(traces: TraceSet, lookup_s: float) -> float:
+        costs = {
+            "verifier": {"kind": "linear", "base_s": 0.02, "per_token_s": 1e-4},
+            "drafter": {"kind": "linear", "base_s": lookup_s, "charged": "per_round"},
+        }
+        fast, plain = (
+            simulate(scenario(drafts, workload={"requests": 40}, costs=costs), traces).summary["output_throughput"]
+            for drafts in (longest, None)
+        )
+        return fast / plain
+
+    for lookup_s in (0.0, 0.02 * (mean - 1) * 0.6, 0.02 * (mean - 1) * 1.5):
+        right = speedup(truth, lookup_s)
+        assert speedup(imported, lookup_s) == pytest.approx(right, rel=0.04)
+        assert (speedup(imported, lookup_s) > 1) == (right > 1) == (lookup_s < 0.02 * (mean - 1))
+    assert speedup(flipped, 0.02 * (mean - 1) * 1.5) > 1 > right
