@@ -101,15 +101,16 @@ class ClusterBootstrap:
     ) -> tuple[Estimate, ...]:
         """Estimate one or more statistics from per-request sums, each with its interval.
 
-        `sums` has shape (requests, m). `statistic` maps (..., m) sums over a set of requests to (..., q) values;
-        undefined values are NaN. `domain` None pools all domains. Gives q estimates.
+        `sums` has shape (requests, m); a request whose row is all zero took no part (not recorded, say) and is not
+        counted as a cluster. `statistic` maps (..., m) sums over a set of requests to (..., q) values; undefined
+        values are NaN. `domain` None pools all domains. Gives q estimates.
         """
         rows, total = self._resample(sums, domain)
         with np.errstate(divide="ignore", invalid="ignore"):
             values = statistic(rows.sum(axis=0))
             replicates = statistic(total)
-        requests = int(np.count_nonzero(np.any(rows != 0, axis=1)))
-        bounds = _bounds(values, replicates, len(rows), self.strata(domain))
+        requests, strata = self._informed(sums, domain)
+        bounds = _bounds(values, replicates, requests, strata)
         return tuple(
             Estimate(
                 number(value),
@@ -124,13 +125,11 @@ class ClusterBootstrap:
         with np.errstate(divide="ignore", invalid="ignore"):
             return statistic(self._resample(sums, domain)[1])
 
-    def strata(self, domain: str | None = None) -> int:
-        """Number of domains that requests are drawn within: 1 for one domain, all of them for the pool."""
-        return len(self.domains) if domain is None else 1
-
-    def size(self, domain: str | None = None) -> int:
-        """Number of requests (clusters) of one domain, or of all."""
-        return len(self.request_domains) if domain is None else len(self._rows[domain])
+    def _informed(self, sums: Floats, domain: str | None) -> tuple[int, int]:
+        """Give how many requests took part (their row is not all zero), and in how many domains."""
+        names = self.domains if domain is None else (domain,)
+        present = [int(np.count_nonzero(np.any(sums[self._rows[name]] != 0, axis=1))) for name in names]
+        return sum(present), sum(count > 0 for count in present)
 
     def candidates(
         self, statistic: Callable[[Floats], Floats], sums: Floats, domain: str | None = None
@@ -142,8 +141,9 @@ class ClusterBootstrap:
         rows, total = self._resample(sums, domain)
         with np.errstate(divide="ignore", invalid="ignore"):
             values, replicates = statistic(rows.sum(axis=0)), statistic(total)
+        requests, strata = self._informed(sums, domain)
         count = values.shape[0]
-        return Candidates(values, replicates, np.full(count, self.size(domain)), np.full(count, self.strata(domain)))
+        return Candidates(values, replicates, np.full(count, requests), np.full(count, strata))
 
     def _resample(self, sums: Floats, domain: str | None) -> tuple[Floats, Floats]:
         """Rows of the domain(s) and the resampled sums, shape (draws, m)."""

@@ -202,3 +202,15 @@ def test_candidates_that_are_undefined_are_left_out() -> None:
     family = bootstrap.candidates(lambda s: np.stack([s[..., 0] / s[..., 2], s[..., 1] / s[..., 1]], axis=-1), sums)
     assert family.simultaneous()[1] == (None, None)
     assert family.best_set().tolist() == [True, False]
+
+
+def test_requests_that_took_no_part_are_no_clusters() -> None:
+    """Two requests of twenty were recorded: no interval; three: Student's with two degrees of freedom."""
+    sums = np.zeros((20, 2))
+    sums[:2] = [[1.0, 2.0], [3.0, 2.0]]
+    bootstrap = ClusterBootstrap(["a", "b"] * 10, np.random.default_rng(0), draws=300)
+    assert bootstrap.estimates(ratio, sums) == (Estimate(1.0, None, None, 2),)
+    assert bootstrap.candidates(ratio, sums).simultaneous() == [(None, None)]
+    sums[4] = [2.5, 2.0]
+    family = bootstrap.candidates(ratio, sums)
+    assert (family.clusters.tolist(), family.strata.tolist()) == ([3], [2])
