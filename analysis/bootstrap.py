@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -21,6 +22,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
 Floats = NDArray[np.float64]
+Bounds = tuple[float | None, float | None]
+"""Low and high end of an interval; None where there is none."""
+Scale = Literal["log", "identity"]
 
 DRAWS = 2000
 """Bootstrap replicates."""
@@ -132,18 +136,24 @@ class ClusterBootstrap:
         return sum(present), sum(count > 0 for count in present)
 
     def candidates(
-        self, statistic: Callable[[Floats], Floats], sums: Floats, domain: str | None = None
+        self,
+        statistic: Callable[[Floats], Floats],
+        sums: Floats,
+        domain: str | None = None,
+        *,
+        scale: Scale = "log",
     ) -> Candidates:
         """Give the values of several candidates with their replicates, to be judged together (`simultaneous`).
 
-        Arguments as those of `estimates`; each of the q values of `statistic` is one candidate.
+        Arguments as those of `estimates`; each of the q values of `statistic` is one candidate. `scale`: see
+        `Candidates`.
         """
         rows, total = self._resample(sums, domain)
         with np.errstate(divide="ignore", invalid="ignore"):
             values, replicates = statistic(rows.sum(axis=0)), statistic(total)
         requests, strata = self._informed(sums, domain)
         count = values.shape[0]
-        return Candidates(values, replicates, np.full(count, requests), np.full(count, strata))
+        return Candidates(values, replicates, np.full(count, requests), np.full(count, strata), scale)
 
     def _resample(self, sums: Floats, domain: str | None) -> tuple[Floats, Floats]:
         """Rows of the domain(s) and the resampled sums, shape (draws, m)."""
@@ -166,14 +176,16 @@ def describe(draws: int) -> str:
 class Candidates:
     """Values of q candidates and their bootstrap replicates, drawn together: what a choice is made among.
 
-    ``values`` (q,) and ``replicates`` (draws, q) are positive (ratios, throughputs) and are compared as logarithms;
-    NaN where undefined. ``clusters`` and ``strata`` (q,) count the requests drawn and the domains they were drawn in.
+    ``values`` (q,) and ``replicates`` (draws, q) are NaN where undefined. ``scale``: positive ones (ratios,
+    throughputs) are compared as logarithms, differences as they are. ``clusters`` and ``strata`` (q,) count the
+    requests drawn and the domains they were drawn in.
     """
 
     values: Floats
     replicates: Floats
     clusters: NDArray[np.int64]
     strata: NDArray[np.int64]
+    scale: Scale = "log"
 
     @classmethod
     def join(cls, parts: Sequence[Candidates]) -> Candidates:
@@ -183,38 +195,45 @@ class Candidates:
             np.concatenate([p.replicates for p in parts], axis=1),
             np.concatenate([p.clusters for p in parts]),
             np.concatenate([p.strata for p in parts]),
+            parts[0].scale,
         )
 
-    def simultaneous(self, level: float = LEVEL) -> list[tuple[float | None, float | None]]:
+    def simultaneous(self, level: float = LEVEL) -> list[Bounds]:
         """Bounds (low, high) of each candidate that hold for all of them together with probability `level`.
 
         Max-t (Westfall and Young 1993, Romano and Wolf 2005): the critical value is the `level` quantile over
-        replicates of max_j |log r_j - log v_j| / s_j, s_j the standard error of the candidate's own replicates. Few
+        replicates of max_j |log r_j - log v_j| / s_j (of |r_j - v_j| / s_j on the identity scale), s_j the standard error of the candidate's own replicates. Few
         clusters widen it as they widen Student's t: the critical value is carried over to n - h degrees of freedom
         at the same tail, and s by sqrt(n / (n - h)). One candidate alone gets Student's interval. (None, None) where
         a candidate has no interval. Approximate in the same sense as every bootstrap.
         """
         usable, errors, deviations = self._studentised()
-        none: list[tuple[float | None, float | None]] = [(None, None)] * len(self.values)
+        none: list[Bounds] = [(None, None)] * len(self.values)
         if not usable.any():
             return none
         critical = np.quantile(np.abs(deviations[:, usable]).max(axis=1), level)
         reach = self._reach(float(critical), self.clusters, self.strata) * errors
-        low, high = self.values * np.exp(-reach), self.values * np.exp(reach)
+        if self.scale == "log":
+            low, high = self.values * np.exp(-reach), self.values * np.exp(reach)
+        else:
+            low, high = self.values - reach, self.values + reach
         return [
             (number(float(a)), number(float(b))) if ok else (None, None)
             for a, b, ok in zip(low, high, usable, strict=True)
         ]
 
-    def best_set(self, *, largest: bool = True, level: float = LEVEL) -> NDArray[np.bool_]:
+    def best_set(
+        self, *, largest: bool = True, level: float = LEVEL, groups: Sequence[object] | None = None
+    ) -> NDArray[np.bool_]:
         """Which candidates may be the best: a set that holds the best one with probability `level`, shape (q,).
 
         A candidate is left out if another one is better by the simultaneous lower bound of their paired difference,
         over all ordered pairs (multiple comparisons with the best, Hsu 1996). Candidates without an interval stay,
-        undefined ones do not.
+        undefined ones do not. `groups` (q,) labels several choices, of a best within each group: all the sets hold
+        their best ones together with probability `level`.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values, replicates = np.log(self.values), np.log(self.replicates)
+        values, replicates = self._scaled(self.values), self._scaled(self.replicates)
+        labels = np.unique([str(g) for g in groups], return_inverse=True)[1] if groups is not None else None
         sign = 1.0 if largest else -1.0
         usable = self._usable()
         inside = np.isfinite(values)
@@ -224,11 +243,13 @@ class Candidates:
         difference = sign * (values[rows][:, None] - values[rows][None, :])  # how much the first is better
         centred = sign * _filled(replicates[:, rows] - values[rows])
         worst = np.zeros(len(centred))
-        errors = np.empty_like(difference)
+        errors = np.zeros_like(difference)
         for j in range(len(rows)):  # one row of pairs at a time: q^2 columns of replicates are much memory
-            pairs = centred[:, j, None] - centred
-            errors[j] = pairs.std(axis=0)
-            safe = np.where(errors[j] > 0, errors[j], np.inf)
+            mine = np.full(len(rows), True) if labels is None else labels[rows] == labels[rows[j]]
+            difference[j, ~mine] = -np.inf  # no contest between two groups
+            pairs = centred[:, j, None] - centred[:, mine]
+            errors[j, mine] = pairs.std(axis=0)
+            safe = np.where(errors[j, mine] > 0, errors[j, mine], np.inf)
             worst = np.maximum(worst, (pairs / safe).max(axis=1))
         clusters, strata = int(self.clusters[rows].min()), int(self.strata[rows].max())
         reach = float(self._reach(float(np.quantile(worst, level)), np.array([clusters]), np.array([strata]))[0])
@@ -238,17 +259,24 @@ class Candidates:
 
     def _usable(self) -> NDArray[np.bool_]:
         """Candidates with a value, enough clusters and enough defined replicates."""
-        undefined = ~(np.isfinite(self.replicates) & (self.replicates > 0))
+        undefined = ~np.isfinite(self._scaled(self.replicates))
         enough = (self.clusters >= _LEAST) & (self.clusters > self.strata)
         return np.asarray(
-            np.isfinite(self.values) & (self.values > 0) & enough & (undefined.mean(axis=0) <= _MOST_UNDEFINED)
+            np.isfinite(self._scaled(self.values)) & enough & (undefined.mean(axis=0) <= _MOST_UNDEFINED)
         )
 
-    def _studentised(self) -> tuple[NDArray[np.bool_], Floats, Floats]:
-        """Usable candidates, standard errors of their logarithms (q,), and studentised deviations (draws, q)."""
-        usable = self._usable()
+    def _scaled(self, values: Floats) -> Floats:
+        """Values on the scale of comparison; not finite where undefined there."""
+        if self.scale == "identity":
+            return values
         with np.errstate(divide="ignore", invalid="ignore"):
-            centred = _filled(np.log(self.replicates) - np.log(self.values))
+            return np.asarray(np.log(values))
+
+    def _studentised(self) -> tuple[NDArray[np.bool_], Floats, Floats]:
+        """Usable candidates, standard errors on their scale (q,), and studentised deviations (draws, q)."""
+        usable = self._usable()
+        with np.errstate(invalid="ignore"):
+            centred = _filled(self._scaled(self.replicates) - self._scaled(self.values))
         centred = np.where(usable, centred, 0.0)
         errors = centred.std(axis=0)
         return usable, errors, centred / np.where(errors > 0, errors, np.inf)
@@ -260,6 +288,28 @@ class Candidates:
         # Beyond 8 sigma the tail underflows; no quantile of 2,000 replicates comes near.
         student = -stdtrit(freedom, ndtr(-min(critical, 8.0)))
         return np.asarray(student * np.sqrt(clusters / freedom))
+
+
+def least(bounds: Sequence[Bounds]) -> Bounds:
+    """Bounds of the least of several quantities, from bounds that hold for all of them together; so `most`.
+
+    How something compares with the best of several references, whichever that is: it is its least difference (or
+    ratio) from any of them.
+    """
+    return _extreme(bounds, min)
+
+
+def most(bounds: Sequence[Bounds]) -> Bounds:
+    """Bounds of the largest of several quantities, from bounds that hold for all of them together."""
+    return _extreme(bounds, max)
+
+
+def _extreme(bounds: Sequence[Bounds], pick: Callable[[list[float]], float]) -> Bounds:
+    """The extreme low and high end; none where one is missing: that one might be the extreme."""
+    lows, highs = ([one for one in ends if one is not None] for ends in zip(*bounds, strict=True))
+    if len(lows) < len(bounds) or len(highs) < len(bounds):
+        return None, None
+    return pick(lows), pick(highs)
 
 
 _EQUAL = 1e-12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.bootstrap import Candidates, ClusterBootstrap, Estimate, number
+from analysis.bootstrap import Candidates, ClusterBootstrap, Estimate, least, most, number
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -214,3 +214,39 @@ def test_requests_that_took_no_part_are_no_clusters() -> None:
     sums[4] = [2.5, 2.0]
     family = bootstrap.candidates(ratio, sums)
     assert (family.clusters.tolist(), family.strata.tolist()) == ([3], [2])
+
+
+def test_differences_are_judged_on_their_own_scale() -> None:
+    """Means of normal differences, some below 0: covered together, and one alone gets Student's interval."""
+    rng = np.random.default_rng(12)
+    true, repeats, missed = np.array([-2.0, 0.0, 0.3, 5.0]), 300, 0
+    for _ in range(repeats):
+        sums = np.column_stack([true + rng.normal(0, 1, (30, 4)), np.ones(30)])
+        bootstrap = ClusterBootstrap(["chat"] * 30, rng, draws=400)
+        family = bootstrap.candidates(means, sums, scale="identity")
+        bounds = family.simultaneous()
+        missed += any(not low <= t <= high for t, (low, high) in zip(true, bounds, strict=True))
+        assert family.best_set()[3]
+        assert not family.best_set()[:3].any()
+    assert missed / repeats <= 0.05 + 0.04
+    alone = bootstrap.candidates(lambda s: means(s)[..., :1], sums, scale="identity").simultaneous()
+    assert alone[0][1] - alone[0][0] == pytest.approx(2 * 2.045 * sums[:, 0].std(ddof=1) / 30**0.5, rel=0.1)
+    assert Candidates.join([family, family]).scale == "identity"
+
+
+def test_groups_are_choices_of_their_own_that_hold_together() -> None:
+    rng = np.random.default_rng(13)
+    true, groups = np.array([1.0, 1.0, 2.0, 3.5]), ["a", "a", "b", "b"]
+    repeats, missed = 300, 0
+    for _ in range(repeats):
+        inside = drawn_candidates(rng, true, 48).best_set(groups=groups)
+        assert not inside[2]
+        missed += not (inside[0] and inside[1] and inside[3])
+    assert missed / repeats <= 0.05 + 0.04
+    assert drawn_candidates(rng, true, 48).best_set().tolist() == [False, False, False, True]
+
+
+def test_against_the_best_of_several_is_the_least_of_the_comparisons() -> None:
+    assert least([(1.0, 1.4), (0.9, 1.6)]) == (0.9, 1.4)
+    assert most([(1.0, 1.4), (0.9, 1.6)]) == (1.0, 1.6)
+    assert least([(1.0, 1.4), (None, None)]) == (None, None)
