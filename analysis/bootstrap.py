@@ -202,10 +202,11 @@ class Candidates:
         """Bounds (low, high) of each candidate that hold for all of them together with probability `level`.
 
         Max-t (Westfall and Young 1993, Romano and Wolf 2005): the critical value is the `level` quantile over
-        replicates of max_j |log r_j - log v_j| / s_j (of |r_j - v_j| / s_j on the identity scale), s_j the standard error of the candidate's own replicates. Few
-        clusters widen it as they widen Student's t: the critical value is carried over to n - h degrees of freedom
-        at the same tail, and s by sqrt(n / (n - h)). One candidate alone gets Student's interval. (None, None) where
-        a candidate has no interval. Approximate in the same sense as every bootstrap.
+        replicates of max_j |log r_j - log v_j| / s_j (of |r_j - v_j| / s_j on the identity scale), s_j the standard
+        error of the candidate's own replicates. Few clusters widen it as they widen Student's t: the critical value
+        is carried over to n - h degrees of freedom at the same tail, and s by sqrt(n / (n - h)). One candidate alone
+        gets Student's interval. (None, None) where a candidate has no interval. Approximate in the same sense as
+        every bootstrap.
         """
         usable, errors, deviations = self._studentised()
         none: list[Bounds] = [(None, None)] * len(self.values)

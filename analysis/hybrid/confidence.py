@@ -11,8 +11,8 @@ from analysis.bootstrap import ClusterBootstrap
 from analysis.fidelity.public.runs import serve
 from analysis.fidelity.public.specdecode_bench import PUBLISHED
 from analysis.hybrid.closed import Floats, as_one
-from analysis.hybrid.findings import Cell, PolicyResult, TargetResult
-from analysis.hybrid.gap import gap_statistic
+from analysis.hybrid.findings import Cell, PolicyResult
+from analysis.hybrid.gap import Question, alike, gap_statistic, margins
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 
@@ -21,8 +21,10 @@ LONGEST = 64
 """The most that a policy drafts: greedy text that runs in circles is accepted for long."""
 WANTED = 0.40
 """Share of the gap from the best fixed length to the length oracle that a policy is to close."""
+LEARNED = "learned"
+TARGET = "share of the length gap"
 POLICIES: dict[str, dict[str, Any]] = {
-    "learned": {"policy": "learned", "max_draft_tokens": LONGEST},
+    LEARNED: {"policy": "learned", "max_draft_tokens": LONGEST},
     "specdec++ 0.3": {"policy": "specdec++", "threshold": 0.3, "min_draft_tokens": 1, "max_draft_tokens": LONGEST},
     "specdec++ 0.7": {"policy": "specdec++", "threshold": 0.7, "min_draft_tokens": 1, "max_draft_tokens": LONGEST},
     "confidence 0.4": {"policy": "confidence", "threshold": 0.4, "max_draft_tokens": LONGEST},
@@ -55,8 +57,10 @@ def confidence_cell(
     policies: Mapping[str, Mapping[str, Any]] | None = None,
     fixed: Sequence[int] = FIXED,
     seed: int = 0,
-) -> Cell:
+) -> tuple[Cell, list[Question]]:
     """Give one cell: requests of `traces` in closed batches of `batch` copies, drafted for by `drafter`.
+
+    With it the target that `LEARNED` is asked for, where that policy is among `policies`.
 
     `oracle` is the length that brings this round most tokens per second, known beforehand (`OracleCost`). Policies
     that learn are fitted to other sequences; thresholds stand as they are named. Everything is simulated.
@@ -68,8 +72,9 @@ def confidence_cell(
     best = max(lengths, key=lambda k: float(lengths[k].mean()))
     own = [_rates(traces, drafter, stopping, prices, seed) for stopping in (ORACLE, *chosen.values())]
     sums = np.stack([base, lengths[best], *own], axis=1)
-    found = ClusterBootstrap(["all"] * len(base), np.random.default_rng(seed)).estimates(gap_statistic, sums)
-    return Cell(
+    bootstrap = ClusterBootstrap(["all"] * len(base), np.random.default_rng(seed))
+    found = bootstrap.estimates(gap_statistic, sums)
+    cell = Cell(
         dataset=f"{name}, {drafter}",
         batch=batch,
         pricing="per step",
@@ -78,19 +83,17 @@ def confidence_cell(
         best_drafter=drafter,
         best_tokens=best,
         best=found[0],
+        best_alike=alike(bootstrap, [f"{drafter} {k}" for k in lengths], list(lengths.values())),
         oracle=found[1],
         policies=tuple(PolicyResult(label, *found[2 + 3 * i : 5 + 3 * i]) for i, label in enumerate(chosen)),
     )
-
-
-def judge_confidence(cells: Sequence[Cell], policy: str = "learned") -> list[TargetResult]:
-    """Compare the gap shares of `policy` with the target, cell by cell."""
-    found = []
-    for cell in cells:
-        share = cell.policy(policy).gap_share
-        met = share.value is not None and share.value >= WANTED
-        found.append(TargetResult("share of the length gap", cell.dataset, cell.batch, policy, WANTED, share, met))
-    return found
+    asked = []
+    for label, rates in zip(chosen, own[1:], strict=True):
+        if label == LEARNED:
+            beyond = margins(bootstrap, base, rates, own[0], list(lengths.values()), TARGET, WANTED)
+            share = cell.policy(label).gap_share
+            asked.append(Question(TARGET, cell.dataset, batch, cell.pricing, label, WANTED, share, beyond))
+    return cell, asked
 
 
 def _fixed(tokens: int) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from analysis.bootstrap import Estimate
+
+Verdict = Literal["met", "missed", "open"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class PolicyResult:
 class Cell:
     """One dataset at one batch size and one pricing of the model's drafts; speed-ups over no speculation.
 
-    `best`: the best fixed single drafter and length (bonus excluded), found on the same requests that it serves.
+    `best`: the best fixed single drafter and length (bonus excluded), found on the same requests that it serves;
+    `best_alike`: the fixed drafts that may be the best, as "drafter length". Intervals are those of a fixed choice.
     `oracle`: at each position the drafter that is faster there, at its exact length; no engine can do it. A policy's
     gap share is (policy - best) / (oracle - best).
     """
@@ -34,6 +38,7 @@ class Cell:
     best_drafter: str
     best_tokens: int
     best: Estimate
+    best_alike: tuple[str, ...]
     oracle: Estimate
     policies: tuple[PolicyResult, ...]
 
@@ -47,15 +52,27 @@ class Cell:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """One target, what came of it, and for which policy; `met` compares the point estimate."""
+    """One target, what came of it, and for which policy.
+
+    ``reached`` has the interval of this cell alone, against the fixed draft that came out best. ``margin``: speed-up
+    beyond the target against the best fixed draft, whichever that is, with bounds that hold for all targets of the
+    findings at once; ``verdict``: whether these bounds settle it.
+    """
 
     target: str
     dataset: str
-    batch: int | None
+    batch: int
+    pricing: str
     policy: str
     wanted: float
     reached: Estimate
-    met: bool
+    margin: Estimate
+    verdict: Verdict
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is shown to be met."""
+        return self.verdict == "met"
 
 
 @dataclass(frozen=True)

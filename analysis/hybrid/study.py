@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.hybrid.confidence import confidence_cell, judge_confidence
+from analysis.hybrid.confidence import confidence_cell
 from analysis.hybrid.evaluate import evaluate_hybrid, public_traces
 from analysis.hybrid.findings import Cell, HybridFindings, TargetResult
+from analysis.hybrid.gap import Question, judged
 from calibration.traces import TraceSet, bundled
 
 STEPS = (3, 7)
@@ -48,10 +49,13 @@ def study_lengths(
     """Evaluate the policies that read confidence, on bundled traces."""
     work = [(name, drafter, batch) for name, drafter in own for batch in batches]
     read: dict[str, TraceSet] = {}
-    cells = []
+    cells: list[Cell] = []
+    questions: list[Question] = []
     for done, (name, drafter, batch) in enumerate(work):
         if progress:
             progress(f"{name}, {drafter}, batch {batch}", done, len(work))
         traces = read.setdefault(name, bundled(name))
-        cells.append(confidence_cell(name, traces, drafter, batch))
-    return tuple(cells), tuple(judge_confidence(cells))
+        cell, asked = confidence_cell(name, traces, drafter, batch)
+        cells.append(cell)
+        questions += asked
+    return tuple(cells), judged(questions)

@@ -7,10 +7,9 @@ import pytest
 from hybrid_made import hybrid_traces
 from shared_data import shared_data
 
-from analysis.bootstrap import Estimate
 from analysis.hybrid.closed import ClosedBatches, as_one
-from analysis.hybrid.evaluate import LONGEST, PER_ROUND, Roles, evaluate_hybrid, judge, per_step, simulated_rates
-from analysis.hybrid.findings import Cell, HybridFindings, PolicyResult
+from analysis.hybrid.evaluate import LONGEST, PER_ROUND, Roles, evaluate_hybrid, per_step, simulated_rates
+from analysis.hybrid.findings import HybridFindings
 from analysis.hybrid.material import complete, halves, of_domains, paired, with_suffix
 from analysis.hybrid.reference import reference
 from analysis.hybrid.rule import TunedRule
@@ -144,22 +143,18 @@ def test_the_evaluation_gives_every_cell_with_intervals() -> None:
         found.cell("made", 2, PER_ROUND)
 
 
-def test_targets_are_judged_by_the_point_estimate() -> None:
-    def estimate(value: float) -> Estimate:
-        return Estimate(value, value - 0.1, value + 0.1, 9)
-
-    results = tuple(
-        PolicyResult(name, estimate(2.0), estimate(lost), estimate(share))
-        for name, lost, share in (("plain rule", 0.0, 0.1), ("tuned rule", -0.02, 0.79), ("forecast", 0.0, 0.81))
-    )
-    cell = Cell("instructcoder", 1, PER_ROUND, 9, 90, "eagle", 7, estimate(1.5), estimate(3.0), results)
-    met = {(r.policy, r.target): r.met for r in judge([cell])}
-    assert met == {
-        ("tuned rule", "never below best fixed"): False,
-        ("tuned rule", "share of the gap"): False,
-        ("forecast", "never below best fixed"): True,
-        ("forecast", "share of the gap"): True,
-    }
+def test_targets_are_put_to_all_policies_that_learn_and_judged_against_the_best_draft() -> None:
+    found = evaluated()
+    learning = [p.policy for p in found.cells[0].policies if p.policy != "plain rule"]
+    assert [(t.policy, t.batch, t.pricing) for t in found.targets] == [
+        (policy, cell.batch, cell.pricing) for cell in found.cells for policy in learning
+    ]
+    for target in found.targets:
+        cell = found.cell("made", target.batch, target.pricing)
+        own, best = cell.policy(target.policy).speedup.value or 0, cell.best.value or 0
+        assert target.margin.value == pytest.approx(own - 0.99 * best, rel=1e-3)
+        assert f"{cell.best_drafter} {cell.best_tokens}" in cell.best_alike
+    assert all(t.met for t in found.targets if t.batch == 1 and t.policy == "forecast lookup")
 
 
 def test_the_reference_figures_of_instructcoder_come_out() -> None:
