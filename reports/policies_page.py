@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from analysis.bootstrap import Estimate
+from analysis.hybrid.evaluate import PER_ROUND
 from analysis.hybrid.findings import Cell, TargetResult
+from analysis.hybrid.gap import NEVER_BELOW
 from analysis.hybrid.study import PolicyStudy, study_policies
 from analysis.records import from_json, to_json
 from reports.report import write_atomic
@@ -19,9 +21,11 @@ from reports.roofline_page import markdown
 
 _TOP = """# How far policies come towards the oracle
 
-All numbers here are *simulated* from recorded acceptance at stated prices; brackets are 95% intervals. A **gap** is
-the way from the best fixed single drafter and length (chosen on the very requests that it serves) to an oracle that
-knows what will be accepted; a policy's share says how much of it the policy closes. Policies see what an engine sees:
+All numbers here are *simulated* from recorded acceptance at stated prices; brackets are 95% intervals of one number
+taken alone. A **gap** is the way from the best fixed single drafter and length (chosen on the very requests that it
+serves) to an oracle that knows what will be accepted; a policy's share says how much of it the policy closes. A
+target is **met** (or missed) where bounds that hold for all targets of its section at once say so, against the best
+fixed draft, whichever that truly is; else it is **open**. Policies see what an engine sees:
 tokens, past acceptance, confidence, the batch. What they learn, they learn from other requests than they serve; their
 features and forms, though, were chosen on these same traces, so that the shares lean to the good side. This page is
 written by `python -m reports.policies_page`.
@@ -44,14 +48,15 @@ def page(study: PolicyStudy) -> str:
             f"{study.per_round.source}. {study.per_round.method} {'; '.join(study.per_round.notes)}.\n",
             _cells(study.per_round.cells, names),
             "Targets, by policy (a share of the gap; a loss of at most 1% against the best fixed draft):\n",
-            _targets(study.per_round.targets),
+            _targets(one for one in study.per_round.targets if one.pricing == PER_ROUND),
             "## The same with EAGLE charged by the step\n",
             "The published constants price an EAGLE draft alike for every length. Here its price is spread over so "
             "many steps: shorter drafts cost less, longer ones more.\n",
             _cells([one for one in study.per_step.cells if one.pricing != "per round"], names),
             "What is missing at larger batches is how much of EAGLE's draft will be accepted: these traces hold no "
             "confidence of it.\n",
-            "Which conclusions survive (shares of the gap; bold where the target is met):\n",
+            "Which conclusions survive (shares of the gap; bold where the target is met, in brackets where it is "
+            "open):\n",
             _survival(study),
             "## Draft lengths from the drafter's confidence\n",
             "Bundled traces, closed batches of copies; published constants of the verifier and 0.305 ms a draft step "
@@ -82,28 +87,32 @@ def _targets(targets: Iterable[TargetResult]) -> str:
         grouped.setdefault((one.policy, one.target, one.wanted), []).append(one)
     rows = []
     for (policy, target, wanted), several in grouped.items():
-        met = [f"{one.dataset} at {one.batch}: {_percent(one.reached)}" for one in several if one.met]
-        missed = [f"{one.dataset} at {one.batch}: {_percent(one.reached)}" for one in several if not one.met]
-        shown = f"{len(met)} of {len(several)}" if target.startswith("never") else "; ".join(met)
-        rows.append((policy, target, f"{100 * wanted:.0f}%", shown, "; ".join(missed)))
-    return markdown(("policy", "target", "wanted", "met", "missed"), rows)
+        met, open_, missed = (
+            [f"{one.dataset} at {one.batch}: {_percent(one.reached)}" for one in several if one.verdict == verdict]
+            for verdict in ("met", "open", "missed")
+        )
+        shown = f"{len(met)} of {len(several)}" if target == NEVER_BELOW else "; ".join(met)
+        rows.append((policy, target, f"{100 * wanted:.0f}%", shown, "; ".join(open_), "; ".join(missed)))
+    return markdown(("policy", "target", "wanted", "met", "open", "missed"), rows)
 
 
 def _survival(study: PolicyStudy) -> str:
     """Give every target on a share under every pricing."""
     pricings = list(dict.fromkeys(one.pricing for one in study.per_step.cells))
+    found = {(t.policy, t.dataset, t.batch, t.pricing, t.target): t for t in study.per_step.targets}
     rows = []
     for one in study.per_round.targets:
-        if one.batch is None or one.target.startswith("never"):
+        if one.target == NEVER_BELOW:
             continue
-        cells = [study.per_step.cell(one.dataset, one.batch, pricing) for pricing in pricings]
-        shares = [cell.policy(one.policy).gap_share for cell in cells]
-        shown = [
-            f"**{_percent(share)}**" if share.value is not None and share.value >= one.wanted else _percent(share)
-            for share in shares
-        ]
+        key = (one.policy, one.dataset, one.batch)
+        shown = [_marked(found[*key, pricing, one.target]) for pricing in pricings]
         rows.append((one.policy, f"{one.dataset} at {one.batch}", f"{100 * one.wanted:.0f}%", *shown))
     return markdown(("policy", "traces", "wanted", *pricings), rows)
+
+
+def _marked(result: TargetResult) -> str:
+    share = _percent(result.reached)
+    return {"met": f"**{share}**", "open": f"({share})", "missed": share}[result.verdict]
 
 
 def _times(value: Estimate) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import ClusterBootstrap
+from analysis.bootstrap import Bounds, ClusterBootstrap, Estimate, number
 from analysis.cascade.findings import PolicyCurve, PolicyPoint
 from analysis.cascade.hull import mixing_quality
 from analysis.cascade.policies import TITLES, outcome
@@ -17,12 +18,22 @@ from analysis.cascade.table import QualityTable
 Floats = NDArray[np.float64]
 
 
+NO_BOUNDS: Bounds = (None, None)
+
+
 def evaluate(
-    table: QualityTable, name: str, done: Sequence[Choice], grid: Sequence[float], bootstrap: ClusterBootstrap
+    table: QualityTable,
+    name: str,
+    done: Sequence[Choice],
+    grid: Sequence[float],
+    bootstrap: ClusterBootstrap,
+    gains: Mapping[tuple[str, float], Bounds],
+    mean_gains: Mapping[str, Bounds],
 ) -> PolicyCurve:
     """Give the curve of policy `name`, which did `done` at each lambda of `grid`.
 
-    All points at once, so that the resampled items are summed once.
+    All points at once, so that the resampled items are summed once. `gains` and `mean_gains`: those of
+    `together.Together`.
     """
     stages = len(table.stages)
     columns = [_columns(table, choice, lam) for choice, lam in zip(done, grid, strict=True)]
@@ -46,8 +57,16 @@ def evaluate(
         shares = tuple(one.bounded(len(table.items)) for one in mine[6:])
         quality, cost, utility, gain, mixing, closed = mine[:6]
         ran = shares[stages:]
-        points.append(PolicyPoint(lam, quality, cost, utility, gain, mixing, closed, shares[:stages], ran))
-    return PolicyCurve(name, TITLES[name], tuple(points), found[-1])
+        beyond = _bounded(gain, gains.get((name, lam), NO_BOUNDS), lam)
+        points.append(PolicyPoint(lam, quality, cost, utility, gain, beyond, mixing, closed, shares[:stages], ran))
+    mean = found[-1]
+    return PolicyCurve(name, TITLES[name], tuple(points), mean, _bounded(mean, mean_gains.get(name, NO_BOUNDS)))
+
+
+def _bounded(value: Estimate, bounds: Bounds, scale: float = 1.0) -> Estimate:
+    """The same value with other bounds, times `scale`."""
+    low, high = (None if one is None else number(one * scale) for one in bounds)
+    return replace(value, low=low, high=high)
 
 
 def _columns(table: QualityTable, choice: Choice, lam: float) -> Floats:

@@ -24,6 +24,7 @@ def frontier_rows(findings: CascadeFindings) -> list[dict[str, Any]]:
                 quality=point.quality,
                 utility=point.utility,
                 gain=point.gain,
+                gain_together=point.gain_together,
                 over_mixing=point.over_mixing,
                 gap_closed=point.gap_closed,
             )

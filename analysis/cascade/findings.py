@@ -67,9 +67,10 @@ class PolicyPoint:
     """A policy at one lambda: means over items, out of fold.
 
     `utility` = lambda * quality - cost. `gain`: paired difference from the best single stage in hindsight;
-    `over_mixing`: quality above random mixing of stages at the same mean cost; `gap_closed`: share of the way from
-    the best single stage to the oracle that routes. `answered`: share of items that each stage answers; `ran`:
-    share on which it runs.
+    `gain_together`: the same with bounds that hold for all policies (but the oracles, which have none) and lambdas
+    at once, against whichever stage is best; `over_mixing`: quality above random mixing of stages at the same mean
+    cost; `gap_closed`: share of the way from the best single stage to the oracle that routes. `answered`: share of
+    items that each stage answers; `ran`: share on which it runs.
     """
 
     lam: float
@@ -77,6 +78,7 @@ class PolicyPoint:
     cost: Estimate
     utility: Estimate
     gain: Estimate
+    gain_together: Estimate
     over_mixing: Estimate
     gap_closed: Estimate
     answered: tuple[Estimate, ...]
@@ -88,13 +90,27 @@ class PolicyCurve:
     """One policy over lambda.
 
     `mean_gain`: gain / lambda, averaged over the lambdas: what the policy is worth against the best single stage of
-    each lambda, in units of quality.
+    each lambda, in units of quality; `mean_gain_together`: with bounds that hold for all policies at once (an oracle
+    has none).
     """
 
     policy: str
     title: str
     points: tuple[PolicyPoint, ...]
     mean_gain: Estimate
+    mean_gain_together: Estimate
+
+
+@dataclass(frozen=True)
+class BestAt:
+    """The policies that can be run, and the stages alone, that may have the highest utility at a lambda.
+
+    The sets of all lambdas hold the best one together with 95%.
+    """
+
+    lam: float
+    policies: tuple[str, ...]
+    stages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -117,16 +133,23 @@ class StageRange:
 class Headline:
     """The learned policy of largest `mean_gain`, and its point of largest gain / lambda.
 
-    Both are chosen after the fact, so they are on the high side. `saving`: share of cost saved against the single
-    stage of highest quality at the cheapest lambda where the policy's quality is as high, None where at none.
+    Both are chosen after the fact, so their values are on the high side; the bounds of `mean_gain_together` and
+    `gain_together` hold whatever was chosen (see `PolicyCurve`, `PolicyPoint`), and `pays` says that the former lie
+    above 0. `saving`: share of cost saved against the single stage of highest quality at the cheapest lambda where
+    the policy's quality is as high, None where at none; `saving_quality`: by how much its quality is higher. Their
+    bounds hold for all lambdas at once.
     """
 
     policy: str
     mean_gain: Estimate
+    mean_gain_together: Estimate
+    pays: bool
     lam: float
     best_stage: str
     gain: Estimate
+    gain_together: Estimate
     saving: Estimate | None
+    saving_quality: Estimate | None
     saving_lam: float | None
 
 
@@ -137,7 +160,8 @@ class CascadeFindings:
     `continued`: a stage that runs after others pays only what it adds to the dearest of them.
     `switches_once`, `switches_sequential`: where single stages take over from each other at their mean costs and
     qualities, without any signal. `degenerate`: at no lambda does the sequential rule let two stages answer 5% of
-    the items each. `draws`: bootstrap replicates over items, drawn within each domain; the fits stay as they are.
+    the items each. `best`: what may be best at each lambda. `draws`: bootstrap replicates over items, drawn within
+    each domain; the fits stay as they are.
     """
 
     name: str
@@ -156,6 +180,7 @@ class CascadeFindings:
     forms: tuple[FormLoss, ...]
     scores: tuple[StageScores, ...]
     policies: tuple[PolicyCurve, ...]
+    best: tuple[BestAt, ...]
     ranges: tuple[StageRange, ...]
     switches_once: tuple[Switch, ...]
     switches_sequential: tuple[Switch, ...]

@@ -28,6 +28,7 @@ from analysis.cascade.published import published_facts
 from analysis.cascade.rules import Choice
 from analysis.cascade.scores import score
 from analysis.cascade.table import QualityTable
+from analysis.cascade.together import Together
 from analysis.threads import one_thread
 from calibration.errors import ConvergenceWarning, ReplayError
 
@@ -64,7 +65,9 @@ def study_cascade(
     bootstrap = ClusterBootstrap(table.domains, np.random.default_rng(seed), draws=draws)
     folds = crossfit(table, sets_needed(len(table.stages)), seed, known_domain=known_domain)
     done = choices(table, folds, grid)
-    curves = tuple(evaluate(table, name, done[name], grid, bootstrap) for name in done)
+    together = Together(table, done, grid, bootstrap)
+    judged = together.gains(), together.mean_gains()
+    curves = tuple(evaluate(table, name, done[name], grid, bootstrap, *judged) for name in done)
     mean_cost, mean_quality = table.cost.mean(axis=0), table.correct.mean(axis=0)
     in_order = table.spent_in_order().mean(axis=0)
     degenerate = _degenerate(next(curve for curve in curves if curve.policy == "sequential"))
@@ -88,6 +91,7 @@ def study_cascade(
         forms=_forms(folds),
         scores=_scores(table, folds, bootstrap),
         policies=curves,
+        best=together.best_at(),
         ranges=tuple(one for curve in curves if curve.policy in LEARNED for one in _ranges(table, curve)),
         switches_once=switch_points(mean_cost.tolist(), mean_quality.tolist()),
         switches_sequential=switch_points(in_order.tolist(), mean_quality.tolist()),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap, Estimate
+from analysis.bootstrap import Bounds, Candidates, ClusterBootstrap, Estimate, least
 from analysis.routing.classifier import Guesses, cheapest
 from analysis.routing.findings import BatchRow, GrowthPoint, PolicyRow, Verdict
 from analysis.routing.play import bandits, over_orders, play
@@ -68,28 +69,97 @@ def assignments(table: RequestTable, guesses: Guesses | None) -> dict[str, Ints]
     return {LABEL: cheapest(guesses, *given, certain=True), CALIBRATED: cheapest(guesses, *given)}
 
 
+@dataclass(frozen=True)
+class Contest:
+    """Seconds of every request by policy on one traffic, and those of what the policies are compared with."""
+
+    own: Mapping[str, Floats]
+    against: Sequence[Floats]
+    domain: str | None = None
+
+
+def bounds_together(contests: Sequence[Contest], bootstrap: ClusterBootstrap) -> list[dict[str, Bounds]]:
+    """Bounds of every policy's throughput over the best of what it is compared with, all contests at once.
+
+    Whichever policy and traffic is picked, and whichever reference is truly the best: simultaneous bounds for all
+    pairs, then the least over the references.
+    """
+    parts = []
+    for contest in contests:
+        count = len(contest.against)
+
+        def ratios(s: Floats, count: int = count) -> Floats:
+            pairs = s[..., None, :count] / s[..., count:, None]
+            return np.asarray(pairs.reshape(*s.shape[:-1], -1))
+
+        sums = np.column_stack([*contest.against, *contest.own.values()])
+        parts.append(bootstrap.candidates(ratios, sums, contest.domain))
+    bounds, found, at = Candidates.join(parts).simultaneous(), [], 0
+    for contest in contests:
+        mine = {}
+        for name in contest.own:
+            mine[name] = least(bounds[at : at + len(contest.against)])
+            at += len(contest.against)
+        found.append(mine)
+    return found
+
+
+def alike(seconds: Mapping[str, Floats], bootstrap: ClusterBootstrap) -> tuple[str, ...]:
+    """Name the policies that an engine could run and that may have the highest throughput (`best_set`)."""
+    fair = [name for name in seconds if name not in ORACLES]
+    family = bootstrap.candidates(lambda s: 1 / s, np.column_stack([seconds[name] for name in fair]))
+    return tuple(name for name, kept in zip(fair, family.best_set(), strict=True) if kept)
+
+
 def policy_rows(
     table: RequestTable, seconds: Mapping[str, Floats], bootstrap: ClusterBootstrap, learning: Sequence[str]
 ) -> tuple[PolicyRow, ...]:
-    """Give a row for each policy and traffic; `learning` policies learn from mixed traffic: that row alone."""
-    rows = []
-    labels = np.asarray(table.domains, dtype=object)
-    for domain in (None, *bootstrap.domains):
-        mine = np.full(len(labels), True) if domain is None else labels == domain
-        best = table.drafters[int(table.seconds[mine].sum(axis=0).argmin())]
-        for name, own in seconds.items():
-            if domain is not None and name in learning:
-                continue
-            sums = np.column_stack([table.plain_s, seconds[ALWAYS + best], seconds[ORACLES[0]], own])
-            speedup, ratio, regret = bootstrap.estimates(
-                lambda s: np.stack(
-                    [s[..., 0] / s[..., 3], s[..., 1] / s[..., 3], s[..., 3] / s[..., 2] - 1], axis=-1
-                ),
-                sums,
-                domain,
-            )
-            rows.append(PolicyRow(name, domain, best, speedup, ratio, regret, verdict(ratio), name in ORACLES))
+    """Give a row for each policy and traffic; `learning` policies learn from mixed traffic: that row alone.
+
+    Verdicts on mixed traffic hold together, and so do those on all domains.
+    """
+    singles = [seconds[ALWAYS + name] for name in table.drafters]
+    settled = {name: own for name, own in seconds.items() if name not in learning}
+    rows: list[PolicyRow] = []
+    for traffics, mine in (((None,), seconds), (bootstrap.domains, settled)):
+        against = bounds_together([Contest(mine, singles, domain) for domain in traffics], bootstrap)
+        plain = bounds_together([Contest(mine, [table.plain_s], domain) for domain in traffics], bootstrap)
+        for domain, ratios, speedups in zip(traffics, against, plain, strict=True):
+            rows += _traffic_rows(table, mine, domain, ratios, speedups, bootstrap)
     return tuple(rows)
+
+
+def _traffic_rows(
+    table: RequestTable,
+    seconds: Mapping[str, Floats],
+    domain: str | None,
+    ratios: Mapping[str, Bounds],
+    speedups: Mapping[str, Bounds],
+    bootstrap: ClusterBootstrap,
+) -> Iterator[PolicyRow]:
+    labels = np.asarray(table.domains, dtype=object)
+    mine = np.full(len(labels), True) if domain is None else labels == domain
+    best = table.drafters[int(table.seconds[mine].sum(axis=0).argmin())]
+    for name, own in seconds.items():
+        sums = np.column_stack([table.plain_s, seconds[ALWAYS + best], seconds[ORACLES[0]], own])
+        speedup, ratio, regret = bootstrap.estimates(
+            lambda s: np.stack([s[..., 0] / s[..., 3], s[..., 1] / s[..., 3], s[..., 3] / s[..., 2] - 1], axis=-1),
+            sums,
+            domain,
+        )
+        together = with_bounds(ratio, ratios[name])
+        yield PolicyRow(
+            name,
+            domain,
+            best,
+            speedup,
+            with_bounds(speedup, speedups[name]),
+            ratio,
+            together,
+            regret,
+            verdict(together),
+            name in ORACLES,
+        )
 
 
 def batch_rows(
@@ -97,11 +167,26 @@ def batch_rows(
     table: RequestTable,
     guesses: Guesses | None,
     merging: Mapping[str, Server],
-    batch: int,
+    batches: Sequence[int],
     bootstrap: ClusterBootstrap,
     replications: int,
 ) -> tuple[BatchRow, ...]:
-    """Simulate the policies on mixed traffic at `batch`, on the same orders; tables are replayed as ``assigned``."""
+    """Simulate the policies on mixed traffic at `batches`; verdicts hold for all of them together."""
+    if not batches:
+        return ()
+    played = [_batch_seconds(server, table, guesses, merging, batch, replications) for batch in batches]
+    return judged_batches(table.drafters, dict(zip(batches, played, strict=True)), bootstrap, replications)
+
+
+def _batch_seconds(
+    server: Server,
+    table: RequestTable,
+    guesses: Guesses | None,
+    merging: Mapping[str, Server],
+    batch: int,
+    replications: int,
+) -> tuple[Floats, dict[str, Floats]]:
+    """Seconds without speculation and under each policy, on the same orders; tables are replayed as ``assigned``."""
     k = table.draft_tokens
     first = {"policy": "static", "drafter": table.drafters[0]}
     plain = server.serve(first, 0, batch=batch, replications=replications)
@@ -125,12 +210,28 @@ def batch_rows(
     for name, group in merging.items():
         run = group.serve({"policy": "merged"}, k, batch=batch, replications=replications)
         seconds[name] = run.seconds
-    single = min((name for name in seconds if name.startswith(ALWAYS)), key=lambda name: float(seconds[name].sum()))
+    return plain.seconds, seconds
+
+
+def judged_batches(
+    drafters: Sequence[str],
+    played: Mapping[int, tuple[Floats, Mapping[str, Floats]]],
+    bootstrap: ClusterBootstrap,
+    replications: int,
+) -> tuple[BatchRow, ...]:
+    """Give the rows of all batch sizes from seconds without speculation and under each policy."""
+    singles = [ALWAYS + name for name in drafters]
+    contests = [Contest(seconds, [seconds[name] for name in singles]) for _, seconds in played.values()]
     rows = []
-    for name, own in seconds.items():
-        sums = np.column_stack([plain.seconds, seconds[single], own])
-        speedup, ratio = bootstrap.estimates(lambda s: s[..., :2] / s[..., 2:], sums)
-        rows.append(BatchRow(name, batch, replications, speedup, ratio, verdict(ratio), name in ORACLES))
+    for (batch, (plain, seconds)), bounds in zip(played.items(), bounds_together(contests, bootstrap), strict=True):
+        best = min(singles, key=lambda name: float(seconds[name].sum()))
+        for name, own in seconds.items():
+            sums = np.column_stack([plain, seconds[best], own])
+            speedup, ratio = bootstrap.estimates(lambda s: s[..., :2] / s[..., 2:], sums)
+            together = with_bounds(ratio, bounds[name])
+            rows.append(
+                BatchRow(name, batch, replications, speedup, ratio, together, verdict(together), name in ORACLES)
+            )
     return tuple(rows)
 
 
@@ -163,6 +264,12 @@ def regret_growth(
     still = np.stack([np.cumsum(over[order, best]) for order in streams])
     name = ALWAYS + table.drafters[best]
     return (*grown, *(GrowthPoint(name, mark, over_orders(still[:, mark - 1])) for mark in marks))
+
+
+def with_bounds(value: Estimate, bounds: Bounds) -> Estimate:
+    """Give the same value with other bounds."""
+    low, high = bounds
+    return replace(value, low=low, high=high)
 
 
 def verdict(ratio: Estimate) -> Verdict:

@@ -58,15 +58,20 @@ class PolicyRow:
     Policies: ``always <drafter>``; a choice by request (label, classifiers, bandits); by round (confidence, and
     merged drafts: TAPS, whose verified tokens are an upper bound). ``speedup`` over no speculation;
     ``against_single``: throughput over that of ``best_single``, the drafter that is best alone on this very traffic,
-    in hindsight; ``regret``: seconds over the oracle by request, a share of its. ``verdict`` compares with the best
-    single drafter, where the 95% interval leaves out 1. ``oracle`` where no engine could do it.
+    in hindsight; ``regret``: seconds over the oracle by request, a share of its. Their intervals are those of one
+    policy and traffic chosen beforehand. ``speedup_together``, ``against_together``: the same values with bounds that
+    hold for every policy on mixed traffic at once (for every policy and domain at once on the domains), the latter
+    against whichever single drafter is best. ``verdict``: where these leave out 1. ``oracle`` where no engine could
+    do it.
     """
 
     policy: str
     domain: str | None
     best_single: str
     speedup: Estimate
+    speedup_together: Estimate
     against_single: Estimate
+    against_together: Estimate
     regret: Estimate
     verdict: Verdict
     oracle: bool
@@ -74,13 +79,17 @@ class PolicyRow:
 
 @dataclass(frozen=True)
 class BatchRow:
-    """The same on mixed traffic in a larger batch, simulated in full; means over ``replications`` shuffled orders."""
+    """The same on mixed traffic in a larger batch, simulated in full; means over ``replications`` shuffled orders.
+
+    ``against_together``: bounds that hold for every policy and batch size at once.
+    """
 
     policy: str
     batch: int
     replications: int
     speedup: Estimate
     against_single: Estimate
+    against_together: Estimate
     verdict: Verdict
     oracle: bool
 
@@ -124,12 +133,15 @@ class Drift:
 class OnlineRow:
     """A stopping policy on the later half of drifting traffic: throughput over that of ``tuned_tokens``.
 
-    The fixed length that was best on the first half. ``tuned_ratio`` on the first half, ``later_ratio`` on the later.
+    The fixed length that was best on the first half. ``tuned_ratio`` on the first half, ``later_ratio`` on the later;
+    ``tuned_together`` and ``later_together`` have bounds that hold for all lengths and policies on both halves.
     """
 
     policy: str
     tuned_ratio: Estimate
     later_ratio: Estimate
+    tuned_together: Estimate
+    later_together: Estimate
 
 
 @dataclass(frozen=True)
@@ -150,12 +162,14 @@ class PricedRouting:
     """Everything under one price list. ``draft_tokens``: the length at which the best single drafter is best.
 
     ``extrapolated``: the largest share of iterations of a run that were priced outside of what was measured.
+    ``alike``: the policies, single drafters among them, that may be the best on mixed traffic at batch 1.
     """
 
     price: Price
     extrapolated: float
     draft_tokens: int
     best_single: str
+    alike: tuple[str, ...]
     rows: tuple[PolicyRow, ...]
     batches: tuple[BatchRow, ...]
     growth: tuple[GrowthPoint, ...]

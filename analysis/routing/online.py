@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap, Floats
+from analysis.bootstrap import ClusterBootstrap, Estimate, Floats
 from analysis.fidelity.public.runs import subset
+from analysis.routing.compare import Contest, bounds_together, with_bounds
 from analysis.routing.findings import Online, OnlineRow
 from analysis.routing.served import Priced, Server
 from calibration.traces import TraceSet
@@ -49,13 +50,16 @@ def online(
         served[name] = server.serve(rule, policy, batch=batch, in_order=True).seconds
     halves = ["later" if is_later else "first" for is_later in later.tolist()]
     bootstrap = ClusterBootstrap(halves, np.random.default_rng(bootstrap_seed), draws=draws)
-    found = tuple(
-        OnlineRow(name, *(_ratio(bootstrap, fixed[tuned], own, half) for half in ("first", "later")))
-        for name, own in served.items()
-    )
-    return Online(drafter, batch, tuple(phases[0]), tuple(phases[1]), tuned, best, found)
+    every = {**{f"fixed {k}": own for k, own in fixed.items() if k != tuned}, **served}
+    together = bounds_together([Contest(every, [fixed[tuned]], half) for half in ("first", "later")], bootstrap)
+    found = []
+    for name, own in served.items():
+        ratios = [_ratio(bootstrap, fixed[tuned], own, half) for half in ("first", "later")]
+        bounded = [with_bounds(ratio, bounds[name]) for ratio, bounds in zip(ratios, together, strict=True)]
+        found.append(OnlineRow(name, *ratios, *bounded))
+    return Online(drafter, batch, tuple(phases[0]), tuple(phases[1]), tuned, best, tuple(found))
 
 
-def _ratio(bootstrap: ClusterBootstrap, base: Floats, own: Floats, half: str) -> Any:
+def _ratio(bootstrap: ClusterBootstrap, base: Floats, own: Floats, half: str) -> Estimate:
     (ratio,) = bootstrap.estimates(lambda s: s[..., :1] / s[..., 1:], np.column_stack([base, own]), half)
     return ratio

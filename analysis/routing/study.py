@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 
 from analysis.bootstrap import DRAWS, ClusterBootstrap, describe, number
 from analysis.routing.classifier import Guesses, guess, possible_folds, quality
-from analysis.routing.compare import MERGED, WITH_LOOKUP, alone_seconds, batch_rows, policy_rows, regret_growth
+from analysis.routing.compare import MERGED, WITH_LOOKUP, alike, alone_seconds, batch_rows, policy_rows, regret_growth
 from analysis.routing.drift import drift, widest_phases
 from analysis.routing.findings import Drift, Online, PricedRouting, RoutingFindings
 from analysis.routing.online import online
@@ -150,16 +150,13 @@ def _priced(
     )
     phases = settings.phases or widest_phases(table)
     changing = all(phases)
-    batches = tuple(
-        row
-        for batch in settings.batches
-        for row in batch_rows(server, table, prompts.guesses, merging, batch, bootstrap, settings.replications)
-    )
+    batches = batch_rows(server, table, prompts.guesses, merging, settings.batches, bootstrap, settings.replications)
     return PricedRouting(
         priced.note,
         number(server.extrapolated) or 0.0,
         table.draft_tokens,
         best,
+        alike(seconds, bootstrap),
         rows=policy_rows(table, seconds, bootstrap, tuple(bandits(table))),
         batches=batches,
         growth=regret_growth(table, settings.growth_requests, settings.orders, _GROWTH_POINTS, seed=settings.seed),

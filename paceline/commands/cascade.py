@@ -111,7 +111,7 @@ def _lambdas(text: str) -> list[float] | None:
 
 
 def policies_table(found: CascadeFindings) -> Table:
-    """Give utilities, gains and shares of answers of the policies at up to five lambdas."""
+    """Give utilities, gains (bounds that hold for all policies and lambdas) and shares of answers at up to five."""
     from rich.table import Table
 
     table = Table(title=f"{found.name}: {found.items} items, {len(found.stages)} stages [{found.label}]")
@@ -123,7 +123,7 @@ def policies_table(found: CascadeFindings) -> Table:
         for curve in found.policies:
             point = curve.points[at]
             shares = " / ".join(f"{100 * (share.value or 0):.0f}%" for share in point.answered)
-            cells = (point.quality.text, point.cost.text, point.gain.text, shares)
+            cells = (point.quality.text, point.cost.text, point.gain_together.text, shares)
             table.add_row(f"{point.lam:g}", curve.policy, *cells)
         table.add_section()
     return table

@@ -67,9 +67,11 @@ def cascade_frontier(findings: CascadeFindings) -> Drawing:
         "Left: mean quality against mean cost of each policy as \u03bb grows; squares, each stage alone; dashed, "
         "random mixing of stages; dotted, an oracle that knows every answer and routes. Bars at every fourth point: "
         "95% intervals over items. Right: utility gained over the best single stage of that \u03bb, divided by "
-        f"\u03bb; bands: 95% intervals, paired. Held-out items, exact counterfactual. {cascade_label(findings)}",
+        "\u03bb; bands: bounds that hold for all policies and \u03bb at once (95%). Held-out items, exact "
+        f"counterfactual. {cascade_label(findings)}",
         f"Two charts. Quality against cost for {len(curves)} policies and {len(findings.stages)} single stages; gain "
-        f"against lambda. {SHORT[head.policy]} gains {estimate(head.gain)} cost units at lambda {head.lam:g}.",
+        f"against lambda. {SHORT[head.policy]} gains {estimate(head.gain_together)} cost units at lambda "
+        f"{head.lam:g}.",
         _frontier_data(findings),
     )
 
@@ -182,7 +184,7 @@ def _draw_curve(ax: Axes, curve: PolicyCurve, index: int) -> None:
 
 
 def _draw_gain(ax: Axes, curve: PolicyCurve, index: int) -> None:
-    scaled = [_scaled(point.gain, point.lam) for point in curve.points]
+    scaled = [_scaled(point.gain_together, point.lam) for point in curve.points]
     _draw_band(ax, [point.lam for point in curve.points], scaled, index + 1, None)
 
 
@@ -242,11 +244,13 @@ def _frontier_data(findings: CascadeFindings) -> tuple[dict[str, Any], ...]:
                 **_cells("cost", stage.cost),
                 **_cells("quality", stage.quality),
                 **_cells("gain", empty),
+                **_cells("gain_together", empty),
             }
         )
     for curve in findings.policies:
         for p in curve.points:
             cells = {**_cells("cost", p.cost), **_cells("quality", p.quality), **_cells("gain", p.gain)}
+            cells |= _cells("gain_together", p.gain_together)
             rows.append({"policy": curve.policy, "lambda": p.lam, **cells})
     return tuple(rows)
 

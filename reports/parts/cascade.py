@@ -12,6 +12,7 @@ from reports.style import styled
 from reports.text import estimate, listing, named
 
 LAMBDA = "\u03bb"
+TOGETHER = "bounds that hold for all policies at once, 95%"
 
 
 def cascade_part(findings: CascadeFindings, other: CascadeFindings | None = None) -> Part:
@@ -49,17 +50,28 @@ def cascade_part(findings: CascadeFindings, other: CascadeFindings | None = None
 def _answer(findings: CascadeFindings) -> str:
     head, low, high = findings.headline, findings.lambdas[0], findings.lambdas[-1]
     where = f"on {named(findings.name)} ({findings.items:,} items, {len(findings.stages)} stages)"
-    gain = f"{tables.points(head.mean_gain)} points of quality"
-    if (head.mean_gain.low or 0.0) <= 0:
+    gain = f"{tables.points(head.mean_gain_together)} points of quality"
+    if not head.pays:
         return (
-            f"No learned policy is surely better than the best single stage {where}: averaged over {LAMBDA}, the "
-            f"best of them, {SHORT[head.policy]}, gains {gain}."
+            f"No learned policy is shown to be better than the best single stage {where}: averaged over {LAMBDA}, "
+            f"the best of them, {SHORT[head.policy]}, gains {gain} ({TOGETHER})."
         )
     return (
         f"The {SHORT[head.policy]} policy gains {gain} over the best single stage {where}, averaged over {LAMBDA} "
-        f"from {low:.3g} to {high:.3g}; most at {LAMBDA} = {head.lam:g}, {estimate(head.gain, 3)} units of cost "
-        f"an item more than {named(head.best_stage)}."
+        f"from {low:.3g} to {high:.3g} ({TOGETHER}); most at {LAMBDA} = {head.lam:g}, "
+        f"{estimate(head.gain_together, 3)} units of cost an item more than {named(head.best_stage)}."
+        f"{_rivals(findings)}"
     )
+
+
+def _rivals(findings: CascadeFindings) -> str:
+    """What may be as good as the headline's policy where it gains most."""
+    head = findings.headline
+    best = next(one for one in findings.best if one.lam == head.lam)
+    names = [SHORT[name] for name in best.policies if name != head.policy] + [named(name) for name in best.stages]
+    if not names:
+        return " Nothing else that can be run is as good there."
+    return f" There {listing(names)} cannot be told from the best."
 
 
 def _setting(findings: CascadeFindings) -> str:
@@ -87,13 +99,13 @@ def _other(findings: CascadeFindings, other: CascadeFindings) -> str:
         return f"Another study, of {named(other.name)}: {_answer(other)}"
     how = "where stages go on from each other" if other.continued else "where each stage pays from nothing"
     gains = [
-        f"{SHORT[c.policy]} {tables.points(c.mean_gain)}"
+        f"{SHORT[c.policy]} {tables.points(c.mean_gain_together)}"
         for c in other.policies
         if c.policy in tables.LEARNED_AND_THRESHOLDS
     ]
     return (
         f"The same answers {how}: gains over the best single stage, averaged over {LAMBDA}, in points of quality "
-        f"with 95% intervals: {listing(gains)}."
+        f"({TOGETHER}): {listing(gains)}."
     )
 
 
@@ -157,11 +169,12 @@ def _published(findings: CascadeFindings) -> tuple[Paragraph, ...]:
 
 def _guidelines(findings: CascadeFindings) -> tuple[Paragraph, ...]:
     learned = [c for c in findings.policies if c.policy in tables.LEARNED]
-    worth = [SHORT[c.policy] for c in learned if (c.mean_gain.low or 0.0) > 0]
+    worth = [SHORT[c.policy] for c in learned if (c.mean_gain_together.low or 0.0) > 0]
     found = (
-        f"Use {listing(worth)} here: over all {LAMBDA} the gain over the best single stage is above 0."
+        f"Use {' or '.join(worth)} here: averaged over {LAMBDA} the gain over the best single stage is above 0, by "
+        "bounds that hold for all policies."
         if worth
-        else f"Serve one stage here: no learned policy is surely better over all {LAMBDA}."
+        else f"Serve one stage here: no learned policy is shown to be better, averaged over {LAMBDA}."
     )
     return (
         Paragraph(found, "Cascade or not"),
@@ -184,7 +197,8 @@ def _guidelines(findings: CascadeFindings) -> tuple[Paragraph, ...]:
 def _limits(findings: CascadeFindings) -> tuple[Paragraph, ...]:
     said = [
         f"Intervals resample {findings.items:,} items {findings.draws:,} times and keep the fits: they leave out "
-        "what another training sample would change. The headline's policy and \u03bb were chosen after the fact.",
+        "what another training sample would change. The headline's policy and \u03bb were chosen after the fact: its "
+        "bounds allow for that, its values are on the high side.",
         "Costs are those of the table, an item at a time: queueing and batching are not in them.",
         "The rule acts on cells of 25 training items or more; finer differences of the posterior are not used.",
     ]

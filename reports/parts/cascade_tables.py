@@ -21,18 +21,21 @@ _LAMBDA = "\u03bb"
 def policies_table(findings: CascadeFindings) -> Table:
     """Quality, cost and gain of every policy at up to three lambdas, and the stages' shares of answers."""
     rows = []
+    best = {one.lam: one.policies for one in findings.best}
     for lam in _chosen(findings):
         for curve in findings.policies:
             point = next(p for p in curve.points if p.lam == lam)
             first = f"{lam:.3g}" if curve is findings.policies[0] else ""
-            gain = points(point.gain, point.lam)
+            gain = points(point.gain_together, point.lam)
             cells = (estimate(point.quality), estimate(point.cost, _digits(findings)), gain)
-            rows.append((first, SHORT[curve.policy], *cells, _shares(point)))
+            mark = " *" if curve.policy in best[lam] else ""
+            rows.append((first, f"{SHORT[curve.policy]}{mark}", *cells, _shares(point)))
     names = "/".join(short(stage.name, 12) for stage in findings.stages)
     return table(
         "Policies on held-out items, with 95% intervals. Gain: utility over that of the best single stage in "
-        f"hindsight, divided by {_LAMBDA}, in points of quality; paired. Answered: percent of items by stage "
-        f"({names}). {cascade_label(findings)}",
+        f"hindsight, divided by {_LAMBDA}, in points of quality; its bounds hold for all policies and {_LAMBDA} at "
+        f"once. *: may be the best that can be run at that {_LAMBDA}, single stages included. Answered: percent of "
+        f"items by stage ({names}). {cascade_label(findings)}",
         (_LAMBDA, "Policy", "Quality", "Cost", "Gain", "Answered (%)"),
         rows,
         "rlrrrr",

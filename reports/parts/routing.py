@@ -62,12 +62,28 @@ def _answer(findings: RoutingFindings) -> Paragraph:
         row, oracle = best_router(routing), routing.row("oracle by request")
         sentences.append(
             f"At {routing.price.name} prices the best way to choose on mixed traffic ({row.policy}) "
-            f"{_verdict_words(row)} the best single drafter, {named(row.best_single)}: {_gain(row.against_single)}% "
-            f"of throughput at batch 1, where the oracle by request has {_gain(oracle.against_single)}%."
+            f"{_verdict_words(row)} the best single drafter, {named(row.best_single)}: "
+            f"{_gain(row.against_together)}% of throughput at batch 1, where the oracle by request has "
+            f"{_gain(oracle.against_together)}%.{_rivals(routing, row)}"
         )
-        if row.speedup.high is not None and row.speedup.high < 1:
-            sentences.append(f"Speculation itself does not pay there ({estimate(row.speedup)} times no speculation).")
+        if _never_pays(routing):
+            worth = estimate(row.speedup_together)
+            sentences.append(f"Speculation itself does not pay there ({worth} times no speculation).")
+    sentences.append("Bounds hold for all ways to choose and all drafters at once (95%).")
     return Paragraph(" ".join(sentences), lead="Routing")
+
+
+def _rivals(routing: PricedRouting, row: PolicyRow) -> str:
+    """How many others may be as good."""
+    fair = [r.policy for r in routing.rows if r.domain is None and not r.oracle]
+    others = [name for name in routing.alike if name != row.policy]
+    return f" {len(others)} of {len(fair) - 1} others, single drafters included, may be as good." if others else ""
+
+
+def _never_pays(routing: PricedRouting) -> bool:
+    """Whether everything that an engine could run on mixed traffic is shown to be slower than no speculation."""
+    highs = [r.speedup_together.high for r in routing.rows if r.domain is None and not r.oracle]
+    return all(high is not None and high < 1 for high in highs)
 
 
 def _verdict_words(row: PolicyRow) -> str:
@@ -106,14 +122,15 @@ def _traffic_table(findings: RoutingFindings) -> Block:
                     "mixed" if domain is None else short(domain, 14),
                     short(oracle.best_single, 22),
                     "\u2014" if best is None else short(best.policy, 26),
-                    "\u2014" if best is None else f"{estimate(best.against_single)} {_MARKS[best.verdict]}",
-                    estimate(oracle.against_single),
+                    "\u2014" if best is None else f"{estimate(best.against_together)} {_MARKS[best.verdict]}",
+                    estimate(oracle.against_together),
                 )
             )
     return table(
         "Who wins on which traffic at batch 1: the best single drafter there, the best way to choose that an "
-        "engine could run, and its throughput over that drafter's with its 95% interval (+ beats it, "
-        f"\u2212 loses to it, = cannot be told apart); beside it the oracle by request. "
+        "engine could run, and its throughput over that drafter's (+ beats it, \u2212 loses to it, = cannot "
+        "be told apart); beside it the oracle by request. Bounds hold for all policies and drafters on mixed traffic at once, "
+        "and for all of them and all domains at once (95%). "
         f"{sample_label(findings, costs_label(findings))}",
         ("Prices", "Traffic", "Best single drafter", "Best way to choose", "Chosen / single", "Oracle / single"),
         rows,
@@ -143,7 +160,7 @@ def _traffic_text(findings: RoutingFindings) -> Paragraph:
     last = findings.prices[-1]
     sentences.append(
         "Choosing the better drafter anew in every round would give "
-        f"{estimate(last.row(_BY_ROUND).against_single)} times the best single drafter's throughput "
+        f"{estimate(last.row(_BY_ROUND).against_together)} times the best single drafter's throughput "
         f"({last.price.name} prices, mixed traffic): what a choice by request leaves behind."
     )
     return Paragraph(" ".join(sentences))
@@ -160,7 +177,8 @@ def _batch_blocks(findings: RoutingFindings) -> list[Block]:
     return [
         table(
             "The same in a larger batch on mixed traffic, simulated in full: every drafter in use drafts for its own "
-            f"requests, one drafter after the other, and all wait. {sample_label(findings, costs_label(findings))}",
+            f"requests, one drafter after the other, and all wait. Ratios with bounds that hold for all rows of a "
+            f"price list at once. {sample_label(findings, costs_label(findings))}",
             ("Prices", "Batch", "Policy", "Speed-up", "Over the best single drafter"),
             rows,
             "lrlrr",
@@ -170,7 +188,7 @@ def _batch_blocks(findings: RoutingFindings) -> list[Block]:
 
 
 def _batch_row(prices: str, row: BatchRow) -> tuple[str, ...]:
-    ratio = f"{estimate(row.against_single)} {_MARKS[row.verdict]}"
+    ratio = f"{estimate(row.against_together)} {_MARKS[row.verdict]}"
     return (prices, str(row.batch), short(row.policy, 30), estimate(row.speedup), ratio)
 
 
@@ -199,8 +217,8 @@ def _online_blocks(findings: RoutingFindings) -> list[Block]:
                     short(routing.price.name) if first else "",
                     f"{short(routing.online.drafter, 20)}, {routing.online.tuned_tokens}" if first else "",
                     short(row.policy, 30),
-                    estimate(row.tuned_ratio),
-                    estimate(row.later_ratio),
+                    estimate(row.tuned_together),
+                    estimate(row.later_together),
                 )
             )
     if not rows:
@@ -210,7 +228,8 @@ def _online_blocks(findings: RoutingFindings) -> list[Block]:
         table(
             "Draft lengths adjusted online when the same domains change in mid-run: throughput over that of the "
             f"fixed length tuned on the first half (named with its drafter), on each half, at batch {batch}, with "
-            f"95% intervals over prompts. {sample_label(findings, costs_label(findings))}",
+            "95% bounds over prompts for all lengths and policies at once. "
+            f"{sample_label(findings, costs_label(findings))}",
             ("Prices", "Drafter, tuned length", "Stopping policy", "First half", "Later half"),
             rows,
             "lllrr",
@@ -267,8 +286,9 @@ def _is_router(row: BatchRow) -> bool:
 def _limits(findings: RoutingFindings) -> tuple[Paragraph, ...]:
     return (
         Paragraph(
-            "Intervals are 95% each, without correction for the number of policies and traffics; learning is not "
-            "repeated when prompts are resampled.",
+            "Verdicts hold for all policies at once on mixed traffic, and for all policies and domains at once on "
+            "the domains, under each price list by itself; regrets and speed-ups have intervals of their own. "
+            "Learning is not repeated when prompts are resampled.",
             lead="Many comparisons.",
         ),
         Paragraph(

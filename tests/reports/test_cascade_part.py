@@ -14,6 +14,7 @@ from part_page import set_part, written_from_python
 
 from analysis.bootstrap import Estimate
 from analysis.cascade import CascadeFindings, study_cascade
+from analysis.cascade.findings import BestAt
 from reports.document import Bullets, Paragraph, Table
 from reports.parts.cascade import cascade_part
 from reports.parts.part import Part
@@ -65,26 +66,42 @@ def test_figures_are_vectors_with_data_and_their_sample(part: Part, both: tuple[
 
 def test_the_answer_gives_the_gain_with_its_interval(part: Part, both: tuple[CascadeFindings, object]) -> None:
     head = both[0].headline
-    assert head.mean_gain.value is not None
-    assert f"{100 * abs(head.mean_gain.value):.1f} (" in part.answer.text
+    together = head.mean_gain_together
+    assert together.low is not None
+    assert together.low < head.mean_gain.low
+    low = f"{100 * together.low:+.1f}".replace("-", "\u2212")
+    assert f"{100 * abs(head.mean_gain.value):.1f} ({low} to" in part.answer.text
+    assert "bounds that hold for all policies at once" in part.answer.text
     assert "160 items" in part.answer.text
 
 
 def test_a_gain_that_may_be_none_is_told_as_such(both: tuple[CascadeFindings, object]) -> None:
     found = both[0]
     unsure = Estimate(0.004, -0.003, 0.011, 160)
-    head = dataclasses.replace(found.headline, mean_gain=unsure)
-    curves = tuple(dataclasses.replace(curve, mean_gain=unsure) for curve in found.policies)
+    sure = Estimate(0.02, 0.01, 0.03, 160)
+    head = dataclasses.replace(found.headline, mean_gain=sure, mean_gain_together=unsure, pays=False)
+    curves = tuple(dataclasses.replace(c, mean_gain=sure, mean_gain_together=unsure) for c in found.policies)
     said = cascade_part(dataclasses.replace(found, headline=head, policies=curves))
-    assert "No learned policy is surely better" in said.answer.text
+    assert "No learned policy is shown to be better" in said.answer.text
     assert "+0.4 (\u22120.3 to +1.1)" in said.answer.text
     assert "Serve one stage here" in words(said)
-    sure = Estimate(0.02, 0.01, 0.03, 160)
-    curves = tuple(dataclasses.replace(curve, mean_gain=sure) for curve in found.policies)
-    head = dataclasses.replace(found.headline, mean_gain=sure)
+    curves = tuple(dataclasses.replace(curve, mean_gain_together=sure) for curve in found.policies)
+    head = dataclasses.replace(found.headline, mean_gain_together=sure, pays=True)
     said = cascade_part(dataclasses.replace(found, headline=head, policies=curves))
     assert "gains +2.0 (+1.0 to +3.0) points of quality" in said.answer.text
-    assert "Use sequential, cascade-routing and route once here" in words(said)
+    assert "Use sequential or cascade-routing or route once here" in words(said)
+
+
+def test_what_may_be_as_good_where_it_gains_most_is_named(both: tuple[CascadeFindings, object]) -> None:
+    found = both[0]
+    head = dataclasses.replace(found.headline, policy="sequential", pays=True)
+
+    def said(policies: tuple[str, ...], stages: tuple[str, ...]) -> str:
+        best = tuple(BestAt(lam, policies, stages) for lam in LAMBDAS)
+        return cascade_part(dataclasses.replace(found, headline=head, best=best)).answer.text
+
+    assert "There route once and stage-1 cannot be told" in said(("sequential", "route-once"), ("stage-1",))
+    assert "Nothing else that can be run is as good there" in said(("sequential",), ())
 
 
 def test_both_facts_about_the_published_cascade_are_told(part: Part) -> None:

@@ -42,7 +42,8 @@ def test_the_answer_names_router_single_drafter_and_interval(part: Part, finding
 def test_where_no_router_wins_it_says_so(findings: RoutingFindings) -> None:
     same = Estimate(1.0, 1.0, 1.0, 24)
     rows = tuple(
-        dataclasses.replace(row, against_single=same, verdict="cannot tell apart") for row in findings.prices[0].rows
+        dataclasses.replace(row, against_single=same, against_together=same, verdict="cannot tell apart")
+        for row in findings.prices[0].rows
     )
     told = routing_part(dataclasses.replace(findings, prices=(dataclasses.replace(findings.prices[0], rows=rows),)))
     assert "always takes the best single drafter" in told.answer.text
@@ -50,6 +51,36 @@ def test_where_no_router_wins_it_says_so(findings: RoutingFindings) -> None:
     assert any(
         "no way to choose is shown to beat it on any traffic" in getattr(block, "text", "") for block in told.blocks
     )
+
+
+def test_the_answer_says_how_many_may_be_as_good_and_what_bounds_hold_for(findings: RoutingFindings) -> None:
+    (routing,) = findings.prices
+    row = best_router(routing)
+    fair = [r.policy for r in routing.rows if r.domain is None and not r.oracle]
+    told = routing_part(dataclasses.replace(findings, prices=(dataclasses.replace(routing, alike=tuple(fair)),)))
+    assert f"{len(fair) - 1} of {len(fair) - 1} others, single drafters included, may be as good" in told.answer.text
+    assert "Bounds hold for all ways to choose and all drafters at once" in told.answer.text
+    alone = dataclasses.replace(routing, alike=(row.policy,))
+    assert "may be as good" not in routing_part(dataclasses.replace(findings, prices=(alone,))).answer.text
+
+
+def test_speculation_is_said_not_to_pay_only_where_that_is_shown_for_all(findings: RoutingFindings) -> None:
+    (routing,) = findings.prices
+
+    def told(high: float, best: float) -> str:
+        below = Estimate(0.9, 0.8, high, 24)
+        rows = tuple(
+            dataclasses.replace(r, speedup_together=dataclasses.replace(below, high=best))
+            if r.policy == "always a"
+            else dataclasses.replace(r, speedup_together=below)
+            for r in routing.rows
+        )
+        return routing_part(
+            dataclasses.replace(findings, prices=(dataclasses.replace(routing, rows=rows),))
+        ).answer.text
+
+    assert "Speculation itself does not pay there" in told(0.95, 0.97)
+    assert "Speculation itself does not pay there" not in told(0.95, 1.02)
 
 
 def test_figures_carry_their_data_sample_and_label(part: Part) -> None:
