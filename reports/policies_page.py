@@ -83,7 +83,9 @@ def _cells(cells: Iterable[Cell], policies: list[str]) -> str:
 
 def _targets(targets: Iterable[TargetResult]) -> str:
     grouped: dict[tuple[str, str, float], list[TargetResult]] = {}
-    for one in targets:
+    every = list(targets)
+    policies = list(dict.fromkeys(one.policy for one in every))
+    for one in sorted(every, key=lambda each: policies.index(each.policy)):
         grouped.setdefault((one.policy, one.target, one.wanted), []).append(one)
     rows = []
     for (policy, target, wanted), several in grouped.items():
@@ -101,7 +103,8 @@ def _survival(study: PolicyStudy) -> str:
     pricings = list(dict.fromkeys(one.pricing for one in study.per_step.cells))
     found = {(t.policy, t.dataset, t.batch, t.pricing, t.target): t for t in study.per_step.targets}
     rows = []
-    for one in study.per_round.targets:
+    policies = list(dict.fromkeys(one.policy for one in study.per_round.targets))
+    for one in sorted(study.per_round.targets, key=lambda each: policies.index(each.policy)):
         if one.target == NEVER_BELOW:
             continue
         key = (one.policy, one.dataset, one.batch)

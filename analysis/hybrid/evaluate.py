@@ -122,7 +122,7 @@ def evaluate_hybrid(
             "included; speed-up = ratio of the means over requests of tokens per second. Simulated from recorded "
             "acceptance at stated prices. What learns was learned on other requests (five folds, equal prompts "
             f"together). Intervals: {describe(2000)}. Targets are judged by bounds that hold for all of them at "
-            "once, and against the best fixed draft, whichever that is"
+            "once, and against the best fixed draft, whichever that is."
         ),
         cells=tuple(cells),
         targets=judged(questions),

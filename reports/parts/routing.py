@@ -129,8 +129,8 @@ def _traffic_table(findings: RoutingFindings) -> Block:
     return table(
         "Who wins on which traffic at batch 1: the best single drafter there, the best way to choose that an "
         "engine could run, and its throughput over that drafter's (+ beats it, \u2212 loses to it, = cannot "
-        "be told apart); beside it the oracle by request. Bounds hold for all policies and drafters on mixed traffic at once, "
-        "and for all of them and all domains at once (95%). "
+        "be told apart); beside it the oracle by request. Bounds hold for all policies and drafters on mixed traffic "
+        "at once, and for all of them and all domains at once (95%). "
         f"{sample_label(findings, costs_label(findings))}",
         ("Prices", "Traffic", "Best single drafter", "Best way to choose", "Chosen / single", "Oracle / single"),
         rows,
