@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
 
 from analysis.bootstrap import Estimate, number
 from analysis.size.assumptions import by_roofline, proportional, study_depth, summarise
-from analysis.size.facts import ANCHORS, FAMILIES, OPTIMA, SPEEDUPS, UNPLACED, MeasuredSpeedup, SizedPair
+from analysis.size.discrepancy import discrepancy, error_factors
+from analysis.size.facts import OPTIMA, Facts, MeasuredSpeedup, SizedPair
 from analysis.size.findings import (
     DepthStudy,
+    Discrepancy,
     Extrapolation,
     LatencyAssumption,
     Optimum,
     PairFact,
+    Sensitivity,
     SizeCurve,
     SpeedCheck,
 )
@@ -23,6 +27,7 @@ from analysis.size.formula import Floats
 from analysis.size.large import (
     Drafter,
     Drawn,
+    competing,
     cost_factors,
     drawn_speedups,
     large_curve,
@@ -35,6 +40,7 @@ from analysis.size.law import LawCurves, acceptance_draws, check_bands, public_l
 from analysis.size.measured import OwnLaw
 from analysis.size.settings import Place, SizeSettings
 from analysis.size.sweetspot import find_spots
+from analysis.size.words import most_often
 from simulator.pricing.kernels import Efficiencies
 
 EQUAL_PARAMETERS = 0.8e9
@@ -49,67 +55,162 @@ class _Draws:
     def __init__(
         self,
         laws: Mapping[str, Sequence[LawCurves]],
+        facts: Facts,
         whole: float,
         groups: Mapping[str, Floats],
         settings: SizeSettings,
         rng: Generator,
     ) -> None:
-        shares = np.concatenate(list(groups.values())) / whole
-        rates, self.anchor = acceptance_draws(laws, ANCHORS, shares, settings.draws, rng)
+        self._sizes = np.concatenate(list(groups.values()))
+        quoted = {pair.verifier for pair in facts.families if pair.read == "quoted"}
+        rates, self.anchor = acceptance_draws(
+            laws,
+            facts.anchors,
+            self._sizes / whole,
+            settings.draws,
+            rng,
+            quoted=quoted,
+            weight=settings.quoted_weight,
+        )
         self.cost, self.cost_error = cost_factors(settings.draws, rng)
-        ends = np.cumsum([len(sizes) for sizes in groups.values()])
-        self._rates = dict(zip(groups, np.split(rates, ends[:-1], axis=1), strict=True))
-        self._pairs = len(FAMILIES) + len(ANCHORS)
+        self._ends = np.cumsum([len(sizes) for sizes in groups.values()])[:-1]
+        self._rates = dict(zip(groups, np.split(rates, self._ends, axis=1), strict=True))
+        self._engine: dict[str, Floats] = {}
+        self._pairs = len(facts.families) + len(facts.anchors)
 
     def of(self, group: str) -> Drawn:
-        """Give the draws for one group of sizes."""
+        """Give the draws for one group of sizes, engines as they are priced."""
         return Drawn(self._rates[group], self.cost, self._pairs)
 
+    def with_engines(self, found: Discrepancy, doublings: float, rng: Generator) -> Mapping[str, Drawn]:
+        """Give the draws of every group with an engine's error, drawn for all sizes together."""
+        sizes, place = np.unique(self._sizes, return_inverse=True)
+        factors = error_factors(found, sizes, doublings, len(self.cost), rng)[:, place]
+        each = dict(zip(self._rates, np.split(factors, self._ends, axis=1), strict=True))
+        return {group: replace(self.of(group), engine=each[group]) for group in self._rates}
 
-def extrapolate(own: OwnLaw, settings: SizeSettings, rng: Generator) -> Extrapolation:
+
+@dataclass(frozen=True)
+class _Field:
+    """What competes for the large verifier: existing and made-up drafters, and the sizes that are drawn for them."""
+
+    verifier: Drafter
+    existing: tuple[Drafter, ...]
+    made: Mapping[str, tuple[Drafter, ...]]
+    groups: Mapping[str, Floats]
+
+
+def extrapolate(own: OwnLaw, settings: SizeSettings, rng: Generator, facts: Facts | None = None) -> Extrapolation:
     """Extrapolate to `settings.verifier`; `own`: the law of the measured family, as good as a public one's.
 
-    Raises `CostError` for shapes and devices that are not known.
+    `facts`: by default the public ones of `analysis.size.facts`. Raises `CostError` for shapes and devices that are
+    not known.
     """
+    facts = Facts() if facts is None else facts
     (verifier,) = published_drafters([settings.verifier])
-    existing = published_drafters(settings.published)
+    existing, excluded = competing(verifier, published_drafters(settings.published))
     made = {
         "usual": made_drafters(settings.depth_layers, verifier),
         "shallow": made_drafters(settings.shallow_layers, verifier),
     }
-    checked = published_drafters([check.drafter for check in SPEEDUPS])
+    checked = published_drafters([check.drafter for check in facts.speedups])
     groups = {
         "published": np.array([d.parameters for d in existing]),
         **{name: np.array([d.parameters for d in each]) for name, each in made.items()},
         "equal": np.array([EQUAL_PARAMETERS]),
         "checked": np.array([d.parameters for d in checked]),
     }
-    laws = public_laws(rng)
+    field = _Field(verifier, existing, made, groups)
+    laws = public_laws(rng, facts.families)
     # A family with no size below the anchors' does not tell how acceptance falls there.
-    reaches = min(p.share for p in own.pairs) < min(a.share for a in ANCHORS)
+    reaches = min(p.share for p in own.pairs) < min(a.share for a in facts.anchors)
     if reaches:
         laws[own.verifier] = own.laws
-    draws = _Draws(laws, verifier.parameters, groups, settings, rng)
+    draws = _Draws(laws, facts, verifier.parameters, groups, settings, rng)
     first = settings.places[0]
-    scale = tuple(_curves(verifier, made["usual"], draws.of("usual"), _depth_words(settings), settings))
+    checks = tuple(_check(each, verifier, checked, draws.of("checked"), settings) for each in facts.speedups)
+    found = discrepancy(checks)
+    engines = draws.with_engines(found, settings.shared_doublings, rng)
+    words = _depth_words(settings)
+    public = len(facts.families) + len(facts.anchors)
     return Extrapolation(
         verifier.name,
         verifier.parameters,
-        _pair_facts(),
+        _pair_facts(facts),
         tuple(sorted(laws)),
-        f"{len(FAMILIES) + len(ANCHORS)} published pairs{' and the measured family' if reaches else ''}",
-        check_bands(laws, (*FAMILIES, *(own.pairs if reaches else ())), settings.draws, rng),
-        tuple(_curves(verifier, existing, draws.of("published"), PUBLISHED_DEPTH, settings)),
-        scale,
-        _by_anchor(verifier, made["usual"], draws, settings),
+        f"{public} published pairs{' and the measured family' if reaches else ''}",
+        check_bands(laws, (*facts.families, *(own.pairs if reaches else ())), settings.draws, rng),
+        tuple(_curves(verifier, existing, engines["published"], PUBLISHED_DEPTH, settings)) if existing else (),
+        excluded,
+        tuple(_curves(verifier, made["usual"], engines["usual"], words, settings)),
+        tuple(_curves(verifier, made["usual"], draws.of("usual"), f"{words}, prices alone", settings)),
+        found,
+        _sensitivity(field, laws, facts, found, settings),
+        settings.quoted_weight,
+        _by_anchor(verifier, made["usual"], draws, facts, settings),
         _assumptions(verifier, first, made, draws, settings),
         _depths(verifier, first, draws.of("equal"), settings),
-        tuple(_check(each, verifier, checked, draws.of("checked"), settings) for each in SPEEDUPS),
-        {f"{fact.drafter} for {fact.verifier}": number(fact.least_rate) or 0.0 for fact in UNPLACED},
+        checks,
+        {f"{fact.drafter} for {fact.verifier}": number(fact.least_rate) or 0.0 for fact in facts.unplaced},
         settings.context_tokens,
         number(draws.cost_error) or 0.0,
         settings.depth_layers,
     )
+
+
+def _sensitivity(
+    field: _Field,
+    laws: Mapping[str, Sequence[LawCurves]],
+    facts: Facts,
+    found: Discrepancy,
+    settings: SizeSettings,
+) -> tuple[Sensitivity, ...]:
+    """Answer again under other assumptions: one about engines or about quoted facts at a time, on the same seeds."""
+    one = replace(settings, places=settings.places[:1], large_batches=settings.large_batches[:1])
+    none = Discrepancy(0, None, None, None)
+    cases = [
+        ("as reported", found, one),
+        ("prices alone: every engine is as priced", none, one),
+        ("an engine errs alike at all sizes", found, replace(one, shared_doublings=np.inf)),
+        ("an engine's error parts within a doubling of size", found, replace(one, shared_doublings=1.0)),
+    ]
+    quoted = {pair.verifier for pair in facts.families if pair.read == "quoted"}
+    at_hand = set(laws) - quoted and any(anchor.read == "file" for anchor in facts.anchors)
+    if quoted and at_hand:
+        cases += [
+            (
+                f"quoted families weigh {weight:g} (reported: {one.quoted_weight:g})",
+                found,
+                replace(one, quoted_weight=weight),
+            )
+            for weight in (0.0, 1.0)
+            if weight != one.quoted_weight
+        ]
+    return tuple(_answered(name, field, laws, facts, error, chosen) for name, error, chosen in cases)
+
+
+def _answered(
+    assumption: str,
+    field: _Field,
+    laws: Mapping[str, Sequence[LawCurves]],
+    facts: Facts,
+    found: Discrepancy,
+    settings: SizeSettings,
+) -> Sensitivity:
+    rng = np.random.default_rng([settings.seed, 3])
+    draws = _Draws(laws, facts, field.verifier.parameters, field.groups, settings, rng)
+    engines = draws.with_engines(found, settings.shared_doublings, rng)
+    (scale,) = _curves(field.verifier, field.made["usual"], engines["usual"], "", settings)
+    best = [None if v is None else number(v * field.verifier.parameters) for v in _ends(scale.spot.best)]
+    favourite = share = None
+    if field.existing:
+        (curve,) = _curves(field.verifier, field.existing, engines["published"], "", settings)
+        favourite, share = most_often(curve.spot)
+    return Sensitivity(assumption, Estimate(*best, scale.spot.best.requests), scale.spot.speedup, favourite, share)
+
+
+def _ends(value: Estimate) -> tuple[float | None, float | None, float | None]:
+    return value.value, value.low, value.high
 
 
 def published_optima() -> tuple[Optimum, ...]:
@@ -132,14 +233,14 @@ def _curves(
 
 
 def _by_anchor(
-    verifier: Drafter, drafters: Sequence[Drafter], draws: _Draws, settings: SizeSettings
+    verifier: Drafter, drafters: Sequence[Drafter], draws: _Draws, facts: Facts, settings: SizeSettings
 ) -> dict[str, Estimate]:
     costs = round_costs(verifier.name, settings.places[0], drafters, 1, settings)
     speeds, _ = drawn_speedups(costs, draws.of("usual"))
     best = find_spots(np.array([d.parameters for d in drafters]), speeds).best
     return {
-        f"{a.verifier} with {a.drafter}, {a.task}": spread(best[draws.anchor == i], len(FAMILIES) + 1)
-        for i, a in enumerate(ANCHORS)
+        f"{a.verifier} with {a.drafter}, {a.task}": spread(best[draws.anchor == i], len(facts.families) + 1)
+        for i, a in enumerate(facts.anchors)
         if (draws.anchor == i).any()
     }
 
@@ -220,9 +321,9 @@ def _depth_words(settings: SizeSettings) -> str:
     return f"roofline of made-up shapes, {settings.depth_layers} layers each"
 
 
-def _pair_facts() -> tuple[PairFact, ...]:
+def _pair_facts(facts: Facts) -> tuple[PairFact, ...]:
     def fact(role: str, pair: SizedPair) -> PairFact:
         share, rate = number(pair.share) or 0.0, number(pair.acceptance) or 0.0
         return PairFact(role, pair.verifier, pair.drafter, pair.task, share, rate, pair.source, pair.read)
 
-    return (*(fact("family", p) for p in FAMILIES), *(fact("anchor", p) for p in ANCHORS))
+    return (*(fact("family", p) for p in facts.families), *(fact("anchor", p) for p in facts.anchors))

@@ -222,3 +222,13 @@ SPEEDUPS: tuple[MeasuredSpeedup, ...] = (
     ),
 )
 """One that agrees with cheap drafting, one that shows what an engine's overhead can do."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that an extrapolation rests on; by default what is listed here."""
+
+    families: tuple[SizedPair, ...] = FAMILIES
+    anchors: tuple[SizedPair, ...] = ANCHORS
+    speedups: tuple[MeasuredSpeedup, ...] = SPEEDUPS
+    unplaced: tuple[BenchmarkedLength, ...] = UNPLACED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from analysis.bootstrap import Estimate
@@ -34,11 +35,15 @@ class SizePoint:
 class SweetSpot:
     """Where a curve is highest and how flat it is there; shares of the verifier's parameters. See `find_spots`.
 
+    ``best``: the size that came out best; in a measured family with the range of those that may be (``may_be_best``,
+    at their best draft length each: sets that hold the best size of every curve at once with 95%); in an
+    extrapolation with the interval of draws, where ``may_be_best`` are those best most often, 95% of draws together.
     ``best_of``: how often each size came out best, over bootstrap replicates (draws); ``flat_of``: how often it came
     within ``within`` of the best. ``gain_end``: where doubling the drafter starts to bring less than ``gain`` (a
     share of speed); ``still_gaining``: how often it still brought more at the largest size, in which case
-    ``gain_end`` is that size. ``pays``: whether the interval of the speed-up at the maximum lies above 1, ``costs``
-    whether it lies below.
+    ``gain_end`` is that size. ``speedup``: at the maximum, with the interval of that size had it been chosen
+    beforehand; ``together``: with bounds that hold for all sizes, draft lengths, batch sizes and devices (and
+    domains) at once. ``pays``: whether these lie above 1, ``costs`` whether they lie below, for every size.
     """
 
     best: Estimate
@@ -50,7 +55,9 @@ class SweetSpot:
     still_gaining: float
     best_of: dict[str, float]
     flat_of: dict[str, float]
+    may_be_best: tuple[str, ...]
     speedup: Estimate
+    together: Estimate
     pays: bool
     costs: bool
 
@@ -227,14 +234,60 @@ class SpeedCheck:
     implied_draft_s: float | None
     read: str
 
+    @property
+    def log_error(self) -> float:
+        """Logarithm of the published speed-up over the predicted one."""
+        return math.log(self.published / (self.predicted.value or math.nan))
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """How far predicted speed-ups lie from measured ones; see `analysis.size.discrepancy`.
+
+    ``log_error``: root mean square of the logarithm of measured over predicted, None without checks; ``factor``: what
+    that makes of a prediction, up or down, with 95% (Student's law of ``checks`` degrees of freedom); ``largest``:
+    the check that is missed by most.
+    """
+
+    checks: int
+    log_error: float | None
+    factor: float | None
+    largest: SpeedCheck | None
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A drafter that does not compete, and why."""
+
+    drafter: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The answer for the large verifier under another assumption: on the first devices, at the smallest batch.
+
+    ``best`` in parameters; ``favourite``: the published shape that is best most often, None without any.
+    """
+
+    assumption: str
+    best: Estimate
+    speedup: Estimate
+    favourite: str | None
+    share: float | None
+
 
 @dataclass(frozen=True)
 class Extrapolation:
     """A verifier that nobody here can load: everything in it is extrapolated.
 
     ``families``: verifiers whose families bend its acceptance; ``behind``: what that makes the sample, in words.
-    ``published``: curves over drafters that exist; ``scale``: over made-up ones of one depth, finer. ``by_anchor``:
-    the best size, parameters, for each anchor alone. ``least_rates``: what public facts without a draft length bound.
+    ``published``: curves over drafters that exist and share the verifier's vocabulary, none without any such;
+    ``excluded`` are the others. ``scale``: over made-up ones of one depth, finer, taken to have that vocabulary. Both
+    carry the ``discrepancy`` that engines show; ``priced`` is ``scale`` without it: prices alone, as are all views,
+    anchors and depths. ``sensitivity``: the answer under other assumptions; ``quoted_weight``: weight of a fact that
+    is quoted, not at hand. ``by_anchor``: the best size, parameters, for each anchor alone. ``least_rates``: what
+    public facts without a draft length bound.
     """
 
     verifier: str
@@ -244,7 +297,12 @@ class Extrapolation:
     behind: str
     band_checks: tuple[BandCheck, ...]
     published: tuple[SizeCurve, ...]
+    excluded: tuple[Excluded, ...]
     scale: tuple[SizeCurve, ...]
+    priced: tuple[SizeCurve, ...]
+    discrepancy: Discrepancy
+    sensitivity: tuple[Sensitivity, ...]
+    quoted_weight: float
     by_anchor: dict[str, Estimate]
     assumptions: tuple[LatencyAssumption, ...]
     depth: tuple[DepthStudy, ...]

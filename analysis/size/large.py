@@ -16,11 +16,11 @@ from numpy.random import Generator
 
 from analysis.bootstrap import LEVEL, Estimate, number
 from analysis.size.family import made_shape
-from analysis.size.findings import SizeCurve, SizePoint, SweetSpot
+from analysis.size.findings import Excluded, SizeCurve, SizePoint, SweetSpot
 from analysis.size.formula import Floats, tokens_per_round
 from analysis.size.settings import Place, SizeSettings
-from analysis.size.sweetspot import find_spots, shares_of
-from analysis.size.words import common_region, interval_text, parameters_interval, parameters_text, speedup_text
+from analysis.size.sweetspot import find_spots, likely_best, shares_of
+from analysis.size.words import flat_words, interval_text, parameters_interval, parameters_text, speedup_text
 from calibration.errors import CalibrationError, CostError
 from calibration.timing.shapes import Shape, get_shape
 from simulator.pricing.kernels import Efficiencies
@@ -47,6 +47,24 @@ class Drafter:
         return float(self.shape.parameters)
 
 
+def competing(verifier: Drafter, drafters: Sequence[Drafter]) -> tuple[tuple[Drafter, ...], tuple[Excluded, ...]]:
+    """Give the drafters with the vocabulary of `verifier`, and those that do not compete, with the reason.
+
+    A drafted token is verified by its number: one of another vocabulary means something else or nothing.
+    """
+    kept, out = [], []
+    whose = verifier.shape.tokenizer
+    for drafter in drafters:
+        mine = drafter.shape.tokenizer
+        if mine is not None and mine == whose:
+            kept.append(drafter)
+        elif mine is None or whose is None:
+            out.append(Excluded(drafter.name, "whose vocabulary it has is not known"))
+        else:
+            out.append(Excluded(drafter.name, f"it has the vocabulary of {mine}, {verifier.name} that of {whose}"))
+    return tuple(kept), tuple(out)
+
+
 @dataclass(frozen=True)
 class Costs:
     """Seconds of verifying drafts of k = 0 .. K tokens, shape (K + 1), and of one draft step, shape (drafters)."""
@@ -70,11 +88,13 @@ class Drawn:
     """What is drawn once and used everywhere, so that curves are compared on the same draws.
 
     ``acceptance`` (draws, drafters); ``cost`` (draws): factor on the price of drafting; ``pairs``: facts behind it.
+    ``engine`` (draws, drafters): factor on the speed-up by which an engine departs from its price, None for none.
     """
 
     acceptance: Floats
     cost: Floats
     pairs: int
+    engine: Floats | None = None
 
 
 def published_drafters(names: Sequence[str]) -> tuple[Drafter, ...]:
@@ -123,13 +143,19 @@ def cost_factors(draws: int, rng: Generator) -> tuple[Floats, float]:
 
 
 def drawn_speedups(costs: Costs, drawn: Drawn) -> tuple[Floats, Floats]:
-    """Give speed-ups and draft lengths at the best length, shape (draws, drafters)."""
+    """Give speed-ups and draft lengths at the best length, shape (draws, drafters).
+
+    Lengths are chosen by the prices. Whatever the engine, a round of such a length commits so many tokens and takes
+    no less than a plain step: no speed-up exceeds the tokens of a round.
+    """
     best, lengths = np.zeros(drawn.acceptance.shape), np.ones(drawn.acceptance.shape)
     draft_s = costs.draft_s * drawn.cost[:, None]
     for k, verify_s in enumerate(costs.verify_s.tolist()[1:], start=1):
         speed = tokens_per_round(drawn.acceptance, k) * costs.verify_s[0] / (verify_s + k * draft_s)
         better = speed > best
         best, lengths = np.where(better, speed, best), np.where(better, k, lengths)
+    if drawn.engine is not None:
+        best = np.minimum(best * drawn.engine, tokens_per_round(drawn.acceptance, lengths))
     return best, lengths
 
 
@@ -167,10 +193,13 @@ def large_curve(
 
 
 def large_spot(shares: Floats, speeds: Floats, names: Sequence[str], pairs: int, settings: SizeSettings) -> SweetSpot:
-    """Find the sweet spot in every draw."""
+    """Find the sweet spot in every draw.
+
+    The speed-up is that of one size, the best by medians: whoever chooses does not know which draw is true.
+    """
     spots = find_spots(shares, speeds, within=settings.within, gain=settings.gain)
     best_of, flat_of = shares_of(speeds, names, settings.within)
-    top = spread(speeds.max(axis=1), pairs)
+    top = spread(speeds[:, int(np.median(speeds, axis=0).argmax())], pairs)
     return SweetSpot(
         spread(spots.best, pairs),
         spread(spots.low, pairs),
@@ -181,6 +210,8 @@ def large_spot(shares: Floats, speeds: Floats, names: Sequence[str], pairs: int,
         number(float(spots.gaining.mean())) or 0.0,
         best_of,
         flat_of,
+        likely_best(best_of),
+        top,
         top,
         pays=(top.low or 0.0) > 1,
         costs=(top.high or 0.0) < 1,
@@ -195,13 +226,11 @@ def large_statement(verifier: Drafter, place: Place, batch: int, points: Sequenc
         whole = verifier.parameters
         return Estimate((value.value or 0.0) * whole, low * whole, high * whole, value.requests)
 
-    low, high = common_region(points, spot)
     return (
         f"For {verifier.name} on {place.name} at batch {batch} the best drafter has "
-        f"{parameters_interval(sized(spot.best))} parameters, {interval_text(spot.best)} of the verifier's; in most "
-        f"scenarios anything from {parameters_text(low)} to {parameters_text(high)} is within {spot.within:.0%} of "
-        f"it; from {parameters_text(sized(spot.gain_end).value)} on, doubling it gains less than {spot.gain:.0%}. "
-        f"Its speed-up is {speedup_text(spot.speedup)} (extrapolated)."
+        f"{parameters_interval(sized(spot.best))} parameters, {interval_text(spot.best)} of the verifier's; "
+        f"{flat_words(points, spot)}; from {parameters_text(sized(spot.gain_end).value)} on, doubling it gains less "
+        f"than {spot.gain:.0%}. Its speed-up is {speedup_text(spot.speedup)} (extrapolated)."
     )
 
 

@@ -3,7 +3,8 @@
 No public family has a 70B verifier at several drafter sizes, so its curve is a *scenario*: pinned to the acceptance
 of a public pair of that size (an anchor), and bent as a family bends that was measured at several sizes. A draw takes
 one verifier with a measured family, one of its families, one form fitted to it, one way to carry it over and one
-anchor. The spread of the draws is what these facts leave open: a band for a pair not seen, not the error of a mean.
+anchor; families quoted from a paper weigh less than those at hand. The spread of the draws is what these facts leave
+open: a band for a pair not seen, not the error of a mean.
 
 Two ways to carry over, which no fact here can tell apart: the odds of acceptance change by the family's factor, or
 the misses (1 - acceptance) do. Both leave the anchor as it is, so the band is narrowest there and widens away from
@@ -13,7 +14,7 @@ it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from analysis.laws import FittedForm, compare_forms, fit_form
 from analysis.size.facts import FAMILIES, SizedPair
 from analysis.size.findings import BandCheck
 from analysis.size.formula import Floats
-from calibration.errors import ConvergenceWarning
+from calibration.errors import ConvergenceWarning, ReplayError
 
 TWO_PARAMETERS = ("log-linear", "power", "logit")
 """Forms that three sizes can be fitted with; none of these can be told from another by three sizes."""
@@ -83,17 +84,25 @@ def acceptance_draws(
     shares: Floats,
     draws: int,
     rng: Generator,
+    *,
+    quoted: Collection[str] = (),
+    weight: float = 1.0,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Draw acceptance curves over `shares`, shape (draws, shares), and the anchor of each (index into `anchors`).
 
-    See the module for what a draw is; each verifier, family, form, way and anchor is as likely as another.
+    See the module for what a draw is; each family, form and way is as likely as another, and so is each verifier and
+    anchor, but that the verifiers `quoted` and the anchors that are quoted have `weight` where others have 1. Raises
+    `ReplayError` where nothing has any weight.
     """
     verifiers = sorted(laws)
+    likely = _chances([weight if name in quoted else 1.0 for name in verifiers], "families")
     found = np.empty((draws, len(shares)))
-    chosen = rng.integers(len(anchors), size=draws)
+    pinned = _chances([weight if a.read == "quoted" else 1.0 for a in anchors], "anchors")
+    chosen = rng.choice(len(anchors), size=draws, p=pinned)
+    owners = rng.choice(len(verifiers), size=draws, p=likely)
     cache: dict[tuple[int, int], tuple[Floats, Floats]] = {}
     for row in range(draws):
-        own = laws[verifiers[rng.integers(len(verifiers))]]
+        own = laws[verifiers[owners[row]]]
         families = sorted({law.family for law in own})
         family = families[rng.integers(len(families))]
         forms = [law for law in own if law.family == family]
@@ -105,6 +114,14 @@ def acceptance_draws(
             cache[key] = (curve_values(curve, shares), curve_values(curve, np.array([anchor.share])))
         found[row] = carried_over(*cache[key], anchor.acceptance, way)
     return found, chosen
+
+
+def _chances(weights: Sequence[float], what: str) -> Floats:
+    """Weights as chances."""
+    total = sum(weights)
+    if not total > 0:
+        raise ReplayError(f"size study: {what}: one must have a weight above 0, got {len(weights)} without")
+    return np.array(weights) / total
 
 
 def check_bands(

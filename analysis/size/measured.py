@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
@@ -26,7 +26,7 @@ from analysis.size.playback import (
 )
 from analysis.size.prices import PROPORTIONAL, ROOFLINE, Share, priced
 from analysis.size.settings import SizeSettings
-from analysis.size.sweetspot import find_spots, shares_of
+from analysis.size.sweetspot import Judged, find_spots, judge_sizes, shares_of
 from analysis.size.words import spot_statement
 from calibration.traces import TraceSet
 
@@ -59,6 +59,19 @@ class _Family:
         return np.array([s.share for s in self.students])
 
 
+@dataclass(frozen=True)
+class _Timed:
+    """Seconds of every request at one batch size of one device: without speculation, and by size and draft length."""
+
+    device: str
+    label: str
+    latency: str
+    prices: Prices
+    batch: int
+    plain: Floats
+    seconds: Floats
+
+
 def study_family(traces: TraceSet, settings: SizeSettings, rng: Generator) -> tuple[MeasuredFamily, OwnLaw]:
     """Study the family of `traces`; give the findings and the laws of its acceptance, for the extrapolation.
 
@@ -69,15 +82,17 @@ def study_family(traces: TraceSet, settings: SizeSettings, rng: Generator) -> tu
     drafted = tuple(played(traces, s.name, settings.draft_tokens) for s in students)
     bootstrap = ClusterBootstrap(requests.domains, rng, draws=settings.draws)
     family = _Family(traces.manifest.verifier.name, students, requests, drafted, bootstrap, settings)
-    curves: list[SizeCurve] = []
-    proportional: list[SizeCurve] = []
+    timed: list[_Timed] = []
+    assumed: list[_Timed] = []
     latency: list[LatencyLine] = []
     for device, prices, latency_of in priced(traces, students, settings.catalogue):
         for batch in settings.batches:
             label = "extrapolated" if _untested(family, prices, batch) or latency_of == ROOFLINE else "simulated"
-            curves += _curves(family, device, label, latency_of, prices, batch, (None, *bootstrap.domains))
-            proportional += _curves(family, device, "assumed", PROPORTIONAL, prices, batch, (None,))
+            timed.append(_timed(family, device, label, latency_of, prices, batch))
+            assumed.append(_timed(family, device, "assumed", PROPORTIONAL, prices, batch))
             latency += _latency_line(family, device, prices, batch)
+    curves = _curves(family, timed, (None, *bootstrap.domains))
+    proportional = _curves(family, assumed, (None,))
     rates, replicates = _acceptance(family)
     laws, said = measured_laws(family.verifier, family.shares, rates, replicates[:_REFITTED])
     found = MeasuredFamily(
@@ -101,21 +116,35 @@ def _untested(family: _Family, prices: Prices, batch: int) -> bool:
     return extrapolated(prices, family.settings.draft_tokens, batch, family.requests)
 
 
-def _curves(
-    family: _Family,
-    device: str,
-    label: str,
-    latency: str,
-    prices: Prices,
-    batch: int,
-    domains: Sequence[str | None],
-) -> list[SizeCurve]:
-    """One curve a domain, all from the same sums, so that domains and sizes are compared on the same replicates."""
+def _timed(family: _Family, device: str, label: str, latency: str, prices: Prices, batch: int) -> _Timed:
     plain = plain_seconds(family.requests, prices, batch)
     if latency == PROPORTIONAL:
         seconds = np.stack([_proportional_seconds(family, prices, i, batch) for i in range(len(family.students))])
     else:
         seconds = np.stack([drafted_seconds(family.requests, prices, d, batch) for d in family.drafted])
+    return _Timed(device, label, latency, prices, batch, plain, seconds)
+
+
+def _curves(family: _Family, timed: Sequence[_Timed], domains: Sequence[str | None]) -> list[SizeCurve]:
+    """One curve a domain, all from the same sums, so that domains and sizes are compared on the same replicates.
+
+    Curves over all domains are judged together, and so are those of single domains.
+    """
+    parts = [(None,), tuple(domain for domain in domains if domain is not None)]
+    judged: list[dict[str | None, Judged]] = [{} for _ in timed]
+    for group in parts:
+        contests = [(one.plain, one.seconds, domain) for one in timed for domain in group]
+        for at, found in enumerate(judge_sizes(family.bootstrap, contests)):
+            judged[at // len(group)][group[at % len(group)]] = found
+    return [
+        _curve(family, one, domain, bounds[domain])
+        for one, bounds in zip(timed, judged, strict=True)
+        for domain in domains
+    ]
+
+
+def _curve(family: _Family, timed: _Timed, domain: str | None, judged: Judged) -> SizeCurve:
+    plain, seconds, prices, batch = timed.plain, timed.seconds, timed.prices, timed.batch
     sizes, lengths, _ = seconds.shape
     compared = np.stack([d.compared for d in family.drafted], axis=1)
     accepted = np.stack([d.accepted for d in family.drafted], axis=1)
@@ -124,40 +153,36 @@ def _curves(
     shares = family.shares
 
     def statistic(s: Floats) -> Floats:
-        """Speed-ups, acceptances, and the sweet spot, one after the other: (..., 2 sizes + 5)."""
+        """Speed-ups, acceptances, and the sweet spot, one after the other: (..., 2 sizes + 4)."""
         ratio = s[..., :1] / s[..., 1 : 1 + sizes * lengths]
         speed = ratio.reshape(*s.shape[:-1], sizes, lengths).max(axis=-1)
         rest = s[..., 1 + sizes * lengths :]
         spots = find_spots(shares, speed, within=family.settings.within, gain=family.settings.gain)
-        top = speed.max(axis=-1)
         rates = rest[..., sizes:] / rest[..., :sizes]
-        return np.concatenate([speed, rates, np.stack([*spots[:4], top], axis=-1)], axis=-1)
+        return np.concatenate([speed, rates, np.stack(spots[:4], axis=-1)], axis=-1)
 
-    found = []
-    for domain in domains:
-        estimates = family.bootstrap.estimates(statistic, sums, domain)
-        replicates = family.bootstrap.replicates(statistic, sums, domain)
-        chosen = _lengths(family, plain, seconds, domain)
-        steps = [_step_s(family, prices, latency, i, batch) for i in range(sizes)]
-        points = tuple(
-            SizePoint(
-                s.name,
-                s.parameters,
-                number(s.share) or 0.0,
-                s.layers,
-                chosen[i],
-                estimates[i],
-                number(steps[i]) or 0.0,
-                number(steps[i] / _plain_s(family, prices, batch)) or 0.0,
-                estimates[sizes + i],
-                number(s.share_in_all),
-            )
-            for i, s in enumerate(family.students)
+    estimates = family.bootstrap.estimates(statistic, sums, domain)
+    replicates = family.bootstrap.replicates(statistic, sums, domain)
+    chosen = _lengths(family, plain, seconds, domain)
+    steps = [_step_s(family, prices, timed.latency, i, batch) for i in range(sizes)]
+    points = tuple(
+        SizePoint(
+            s.name,
+            s.parameters,
+            number(s.share) or 0.0,
+            s.layers,
+            chosen[i],
+            estimates[i],
+            number(steps[i]) or 0.0,
+            number(steps[i] / _plain_s(family, prices, batch)) or 0.0,
+            estimates[sizes + i],
+            number(s.share_in_all),
         )
-        spot = _spot(family.settings, points, estimates[2 * sizes :], replicates[:, :sizes], shares)
-        words = spot_statement(family.verifier, device, batch, domain, points, spot, label)
-        found.append(SizeCurve(family.verifier, device, label, latency, batch, domain, points, spot, words))
-    return found
+        for i, s in enumerate(family.students)
+    )
+    spot = _spot(family.settings, points, estimates[2 * sizes :], replicates[:, :sizes], shares, judged)
+    words = spot_statement(family.verifier, timed.device, batch, domain, points, spot, timed.label)
+    return SizeCurve(family.verifier, timed.device, timed.label, timed.latency, batch, domain, points, spot, words)
 
 
 def _spot(
@@ -166,13 +191,16 @@ def _spot(
     estimates: Sequence[Estimate],
     replicates: Floats,
     shares: Floats,
+    judged: Judged,
 ) -> SweetSpot:
-    best, low, high, end, _ = estimates
+    best, low, high, end = estimates
     spots = find_spots(shares, replicates, within=settings.within, gain=settings.gain)
     best_of, flat_of = shares_of(replicates, [p.drafter for p in points], settings.within)
     top = max(points, key=lambda p: p.speedup.value or 0.0).speedup
+    may_be = [p for p, kept in zip(points, judged.may_be_best, strict=True) if kept]
+    least, most = judged.bounds
     return SweetSpot(
-        best,
+        replace(best, low=may_be[0].share, high=may_be[-1].share),
         low,
         high,
         end,
@@ -181,9 +209,11 @@ def _spot(
         number(float(spots.gaining.mean())) or 0.0,
         best_of,
         flat_of,
+        tuple(p.drafter for p in may_be),
         top,
-        pays=top.low is not None and top.low > 1,
-        costs=top.high is not None and top.high < 1,
+        replace(top, low=least, high=most),
+        pays=least is not None and least > 1,
+        costs=most is not None and most < 1,
     )
 
 

@@ -32,7 +32,9 @@ class SizeSettings:
     not included; ``large_draft_tokens`` for the large verifier. ``catalogue``: devices for the measured family.
     ``verifier`` and ``places``: the large verifier, and where it runs. ``context_tokens``: cached tokens of a
     sequence there. ``depth_layers``: depth of made-up drafters, about that of published ones from 0.5B to 8B;
-    ``shallow_layers`` that of wide and shallow ones. ``within`` and ``gain``: see `find_spots`.
+    ``shallow_layers`` that of wide and shallow ones. ``quoted_weight``: of a fact that is quoted from a paper, beside
+    1 for one that is at hand. ``shared_doublings``: doublings of size over which the error of an engine parts (see
+    `discrepancy`). ``within`` and ``gain``: see `find_spots`.
     """
 
     drafters: tuple[str, ...] | None = None
@@ -54,6 +56,8 @@ class SizeSettings:
     )
     depth_layers: int = 28
     shallow_layers: int = 4
+    quoted_weight: float = 0.5
+    shared_doublings: float = 3.0
     within: float = WITHIN
     gain: float = GAIN
     draws: int = DRAWS
@@ -68,6 +72,10 @@ class SizeSettings:
         for name in ("draft_tokens", "large_draft_tokens", "depth_layers", "shallow_layers", "context_tokens"):
             if getattr(self, name) < 1:
                 raise ScenarioError(f"size study: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.quoted_weight <= 1:
+            raise ScenarioError(f"size study: quoted_weight must lie between 0 and 1, got {self.quoted_weight}")
+        if not self.shared_doublings > 0:
+            raise ScenarioError(f"size study: shared_doublings must be above 0, got {self.shared_doublings}")
         if self.draws < 100:
             raise ScenarioError(f"size study: draws must be at least 100, got {self.draws}")
         if not 0 < self.within < 1 or not 0 < self.gain < 1:

@@ -5,25 +5,35 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.size.extrapolated import extrapolate, published_optima
-from analysis.size.findings import Extrapolation, MeasuredFamily, SizeCurve, SizeFindings
+from analysis.size.facts import Facts
+from analysis.size.findings import Extrapolation, MeasuredFamily, SizeCurve, SizeFindings, SweetSpot
 from analysis.size.measured import study_family
 from analysis.size.prices import RECORDED
 from analysis.size.settings import SizeSettings
-from analysis.size.words import common_region, interval_text, parameters_text, share_text, speedup_text
+from analysis.size.words import (
+    common_region,
+    discrepancy_words,
+    existing_words,
+    interval_text,
+    parameters_text,
+    share_text,
+    speedup_text,
+)
 from analysis.threads import one_thread
 from calibration.traces import TraceSet
 
 
 @one_thread
-def study_size(traces: TraceSet, settings: SizeSettings | None = None) -> SizeFindings:
+def study_size(traces: TraceSet, settings: SizeSettings | None = None, facts: Facts | None = None) -> SizeFindings:
     """Answer the size question from the family by size in `traces`, and extrapolate it to a large verifier.
 
-    Deterministic for one TraceSet and settings. Raises `ReplayError` where the TraceSet has no family of three sizes,
+    `facts`: what the extrapolation rests on, by default the public ones. Deterministic for one TraceSet and settings.
+    Raises `ReplayError` where the TraceSet has no family of three sizes,
     `CostError` where something cannot be priced.
     """
     chosen = settings or SizeSettings()
     measured, law = study_family(traces, chosen, np.random.default_rng([chosen.seed, 1]))
-    large = extrapolate(law, chosen, np.random.default_rng([chosen.seed, 2]))
+    large = extrapolate(law, chosen, np.random.default_rng([chosen.seed, 2]), facts)
     return SizeFindings(
         measured,
         large,
@@ -43,41 +53,55 @@ def main_curve(measured: MeasuredFamily) -> SizeCurve:
 
 
 def _answer(measured: MeasuredFamily, large: Extrapolation) -> str:
-    own, scale, existing = main_curve(measured), large.scale[0], large.published[0]
-    favourite = max(existing.spot.best_of, key=lambda name: existing.spot.best_of[name])
+    own, scale, priced = main_curve(measured), large.scale[0], large.priced[0]
     whole = large.verifier_parameters
-    low, high = (parameters_text(size) for size in common_region(scale.points, scale.spot))
-    least, most = (parameters_text((each or 0.0) * whole) for each in (scale.spot.best.low, scale.spot.best.high))
-    none = "" if own.spot.pays else f" (no size pays there: {speedup_text(own.spot.speedup)} times the plain speed)"
+    low, high = (parameters_text(size) for size in common_region(priced.points, priced.spot))
     return (
         f"For {own.verifier} on {own.device} at batch {own.batch} the best drafter has "
         f"{interval_text(own.spot.best)} of the verifier's parameters, and anything from "
         f"{share_text(own.spot.low.value)} to {share_text(own.spot.high.value)} is within {own.spot.within:.0%} of "
-        f"it{none}. For {large.verifier} on {scale.device}, extrapolated, anything from {low} to {high} is within "
-        f"{scale.spot.within:.0%} of the best in most scenarios (best size {least} to {most}); of the published "
-        f"shapes {favourite} is best in {existing.spot.best_of[favourite]:.0%} of them."
+        f"it{_paying(own.spot)}. For {large.verifier} on {scale.device}, extrapolated, the best size lies between "
+        f"{parameters_text((scale.spot.best.low or 0.0) * whole)} and "
+        f"{parameters_text((scale.spot.best.high or 0.0) * whole)}, with a speed-up of "
+        f"{speedup_text(scale.spot.speedup)}; by the prices alone anything from {low} to {high} is within "
+        f"{scale.spot.within:.0%} of the best.{existing_words(large)} {discrepancy_words(large.discrepancy)}"
     )
+
+
+def _paying(spot: SweetSpot) -> str:
+    """Whether the best size pays, in brackets; nothing where it does."""
+    if spot.pays:
+        return ""
+    said = "no size pays there" if spot.costs else "that it pays there is not shown"
+    return f" ({said}: {speedup_text(spot.together)} times the plain speed)"
 
 
 def _limits(measured: MeasuredFamily, large: Extrapolation) -> tuple[str, ...]:
     anchors = sum(p.role == "anchor" for p in large.pairs)
     quoted = sum(p.read == "quoted" for p in large.pairs)
+    out = "; ".join(f"{each.drafter}: {each.reason}" for each in large.excluded)
+    left_out = f" Left out: {out}." if out else ""
     return (
         f"The measured family is one verifier ({measured.verifier}), {measured.requests} requests and one training "
         "recipe; its sizes also differ in depth and in where their layers come from. Intervals hold for other "
-        "requests of the same kind, not for other recipes. The best draft length is chosen anew in every replicate "
-        "from the same requests, which favours speculation a little.",
+        "requests of the same kind, not for other recipes. What is said of the best size and whether it pays holds "
+        "for all sizes, draft lengths, batch sizes and devices at once; a point of a curve has an interval of its "
+        "own, at a draft length chosen on the same requests.",
         "Step prices are taken as known: the intervals of the measured family leave out the error of the fitted "
         "times, and those on a catalogued device the error of the roofline, which was tested on wider models.",
         f"No public pair has a 70B verifier at several drafter sizes. Its curve is a band of scenarios: {anchors} "
         f"pairs with drafters of 7B to 8B pin it, and families of {len(large.families)} verifiers "
         f"({', '.join(large.families)}) bend it, under forms and ways to carry over that these facts cannot tell "
-        f"apart. {quoted} of {len(large.pairs)} facts are quoted from a paper and were not checked again. "
+        f"apart. {quoted} of {len(large.pairs)} facts are quoted from papers about other families and were not "
+        f"checked again: a verifier with quoted ones counts {large.quoted_weight:g} where one at hand counts 1. "
         "The smallest size considered is the least share of parameters that any family was measured at; where an "
         "interval ends there, the facts do not bound it.",
         "Acceptance there is one rate for every depth and text, so tokens per round are those of the constant-rate "
-        "formula; drafters of one size are taken to be equally good whatever their depth, and published shapes stand "
-        "for their cost alone: a drafter must share the verifier's vocabulary.",
+        "formula; drafters of one size are taken to be equally good whatever their depth. Made-up drafters are taken "
+        "to have the verifier's vocabulary and to be trained as its family; of published shapes only those with its "
+        f"vocabulary compete.{left_out}",
+        "The error of engines is taken to be normal in the logarithm, about nothing, and to be shared by sizes that "
+        "are close; the checks are too few to tell any of that. Draft lengths are chosen by the prices.",
         "Drafting is priced from captured graphs without host time (error of the price ratio "
         f"{large.cost_error:.0%}, one standard deviation).{_overhead(large)}",
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import number
+from analysis.bootstrap import LEVEL, Bounds, Candidates, ClusterBootstrap, most, number
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +35,37 @@ class Spots(NamedTuple):
     gaining: NDArray[np.bool_]
 
 
+class Judged(NamedTuple):
+    """The best size of one curve, whichever it is: bounds of its speed-up, and which sizes it may be (sizes)."""
+
+    bounds: Bounds
+    may_be_best: NDArray[np.bool_]
+
+
+def judge_sizes(bootstrap: ClusterBootstrap, contests: Sequence[tuple[Floats, Floats, str | None]]) -> list[Judged]:
+    """Judge several curves together: what is said of all of them holds at once.
+
+    A contest: seconds of requests without speculation (requests), by size and draft length (sizes, lengths,
+    requests), and the domain whose requests count (None: all). Every size and length is a candidate.
+    """
+    if not contests:
+        return []
+    parts = []
+    for plain, seconds, domain in contests:
+        sums = np.column_stack([plain, seconds.reshape(-1, len(plain)).T])
+        parts.append(bootstrap.candidates(lambda s: s[..., :1] / s[..., 1:], sums, domain))
+    family = Candidates.join(parts)
+    groups = [at for at, part in enumerate(parts) for _ in part.values]
+    bounds, inside = family.simultaneous(), family.best_set(groups=groups)
+    found, at = [], 0
+    for _, seconds, _ in contests:
+        sizes, lengths, _ = seconds.shape
+        mine = slice(at, at + sizes * lengths)
+        found.append(Judged(most(bounds[mine]), inside[mine].reshape(sizes, lengths).any(axis=1)))
+        at = mine.stop
+    return found
+
+
 def shares_of(speedups: Floats, names: Sequence[str], within: float) -> tuple[dict[str, float], dict[str, float]]:
     """Give how often each of `names` is best, and how often within `within` of the best, over curves (draws, n)."""
     winners = np.bincount(speedups.argmax(axis=1), minlength=len(names)) / len(speedups)
@@ -44,6 +75,18 @@ def shares_of(speedups: Floats, names: Sequence[str], within: float) -> tuple[di
         return {name: number(float(share)) or 0.0 for name, share in zip(names, shares, strict=True)}
 
     return named(winners), named(near)
+
+
+def likely_best(best_of: Mapping[str, float], level: float = LEVEL) -> tuple[str, ...]:
+    """Name the sizes that are best most often, as few as make up `level` of the draws, in their own order."""
+    kept: set[str] = set()
+    held = 0.0
+    for name in sorted(best_of, key=lambda one: -best_of[one]):
+        if held >= level - 1e-9:
+            break
+        kept.add(name)
+        held += best_of[name]
+    return tuple(name for name in best_of if name in kept)
 
 
 def find_spots(sizes: Floats, speedups: Floats, *, within: float = WITHIN, gain: float = GAIN) -> Spots:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.bootstrap import Estimate
-from analysis.size.findings import SizePoint, SweetSpot
+from analysis.bootstrap import LEVEL, Estimate
+from analysis.size.findings import Discrepancy, Extrapolation, SizePoint, SpeedCheck, SweetSpot
 
 
 def share_text(value: float | None) -> str:
@@ -59,6 +59,58 @@ def common_region(points: Sequence[SizePoint], spot: SweetSpot) -> tuple[float, 
     return points[first].parameters, points[last].parameters
 
 
+def most_often(spot: SweetSpot) -> tuple[str, float]:
+    """Give the size that is best most often, and how often."""
+    name = max(spot.best_of, key=lambda each: spot.best_of[each])
+    return name, spot.best_of[name]
+
+
+def flat_words(points: Sequence[SizePoint], spot: SweetSpot) -> str:
+    """Say between which sizes most scenarios are flat, or that none is near the best in most of them."""
+    if max(spot.flat_of.values()) < 0.5:
+        return f"no size is within {spot.within:.0%} of the best in most scenarios"
+    low, high = (parameters_text(size) for size in common_region(points, spot))
+    return f"in most scenarios anything from {low} to {high} is within {spot.within:.0%} of it"
+
+
+def miss_words(check: SpeedCheck) -> str:
+    """A check in a clause: what was measured and what was predicted."""
+    quoted = ", quoted" if check.read == "quoted" else ""
+    return (
+        f"{check.published:.2f} measured against {speedup_text(check.predicted)} predicted "
+        f"({check.source.split(':')[0]}{quoted})"
+    )
+
+
+def discrepancy_words(found: Discrepancy) -> str:
+    """Say what the interval of an extrapolation takes from checks, and the largest miss."""
+    if found.largest is None or found.factor is None:
+        return "No published measurement checks it: the error of engines is not in the interval."
+    many = f"{found.checks} published measurement{'s' if found.checks > 1 else ''}"
+    reach = f"{float(f'{found.factor:.2g}'):g}" if found.factor < 1000 else "more than 1,000"
+    return (
+        f"The intervals hold by how much engines may depart from prices: with {many} to go by, a factor of {reach} "
+        f"either way (95%). The largest miss: {miss_words(found.largest)}."
+    )
+
+
+def existing_words(large: Extrapolation) -> str:
+    """Say which published shape is best how often, of those that compete, and how many do not."""
+    out = f"{len(large.excluded)} with another vocabulary left out" if large.excluded else ""
+    if not large.published:
+        return " No published shape has its vocabulary." if large.excluded else ""
+    curve = large.published[0]
+    name, share = most_often(curve.spot)
+    each = sorted(curve.spot.best_of.items(), key=lambda one: -one[1])
+    told = ", ".join(f"{one} in {often:.0%}" for one, often in each)
+    those = f"the {len(curve.points)} published shapes with its vocabulary" + (f" ({out})" if out else "")
+    if len(curve.points) == 1:
+        return f" One published shape has its vocabulary, {name}{f' ({out})' if out else ''}."
+    if share >= LEVEL:
+        return f" Of {those} {name} is best in {share:.0%} of scenarios."
+    return f" Which of {those} is best cannot be told: {told} of scenarios."
+
+
 def spot_statement(
     verifier: str,
     device: str,
@@ -81,7 +133,7 @@ def spot_statement(
     )
     return (
         f"For {verifier} on {device} at batch {batch}{on} the best drafter has {interval_text(spot.best)} of the "
-        f"verifier's parameters; within {spot.within:.0%} of it is anything from {share_text(spot.low.value)} to "
-        f"{share_text(spot.high.value)}; {end}. Its speed-up is {speedup_text(spot.speedup)}, at draft length "
-        f"{share.draft_tokens}: {paying} ({label})."
+        f"verifier's parameters (in brackets, what may be the best); within {spot.within:.0%} of it is anything from "
+        f"{share_text(spot.low.value)} to {share_text(spot.high.value)}; {end}. Its speed-up is "
+        f"{speedup_text(spot.together)}, at draft length {share.draft_tokens}: {paying} ({label})."
     )

@@ -12,6 +12,16 @@ from calibration.errors import CalibrationError, did_you_mean
 from calibration.extras import require
 from calibration.traces.manifest import ModelInfo
 
+_TOKENIZERS = {
+    "llama-2-": "llama-2",
+    "codellama-": "llama-2",
+    "llama-3": "llama-3",
+    "qwen2.5-": "qwen2.5",
+    "qwen3-": "qwen3",
+    "smollm2-": "smollm2",
+}
+"""Vocabularies by how a published shape's name begins."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -36,6 +46,11 @@ class Shape:
     rope_theta: float = 10_000.0
     max_positions: int = 4096
     norm_eps: float = 1e-5
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Whose vocabulary the model has; None where that is not known. Sizes do not tell: some are padded."""
+        return next((owner for start, owner in _TOKENIZERS.items() if self.name.startswith(start)), None)
 
     @property
     def query_width(self) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FLAT = "#ececec"
 _BAND = "#c9dcec"
+_WIDE = "#eef3f8"
 
 
 def size_curves(family: MeasuredFamily) -> Drawing:
@@ -61,35 +62,38 @@ def large_curves(found: Extrapolation) -> Drawing:
     need(found.scale, "size-curves-large", "extrapolated curves")
     devices, batches = _order(c.device for c in found.scale), sorted({c.batch for c in found.scale})
     height = 0.7 + 1.85 * len(devices)
-    top = max(p.speedup.high or 0.0 for c in found.scale for p in c.points)
+    top = 1.4 * max(p.speedup.high or 0.0 for c in found.priced for p in c.points)
     figure, axes = new_figure(len(devices), len(batches), height=height, sharex=True, sharey=True)
     for index, device in enumerate(devices):
         for column, batch in enumerate(batches):
             ax = axes[index * len(batches) + column]
-            curve, existing = _one(found.scale, device, batch), _one(found.published, device, batch)
-            _draw_band(ax, curve, found.depth_layers)
-            _draw_published(ax, existing.points)
+            _draw_wide(ax, _one(found.scale, device, batch))
+            _draw_band(ax, _one(found.priced, device, batch), found.depth_layers)
+            if found.published:
+                _draw_published(ax, _one(found.published, device, batch).points)
             ax.axhline(1, color=REFERENCE, lw=0.9, ls=(0, (4, 2)), zorder=1, label="no speculation")
             ax.set_title(f"{device}, batch {batch}")
-            ax.set_ylim(0, 1.12 * top)
+            ax.set_ylim(0, top)
             if column == 0:
                 ax.set_ylabel(f"Speed-up ({TIMES})", rotation_mode="anchor")
             if index == len(devices) - 1:
                 ax.set_xlabel("Parameters of the drafter")
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4)
-    main = found.scale[0]
+    figure.legend(handles, names, loc="outside lower center", ncols=5)
+    main = found.priced[0]
     return Drawing(
         "size-curves-large",
         to_svg(figure),
         f"Speed-up of drafters for {found.verifier}, at {found.context_tokens} cached tokens a sequence. Line and "
-        f"band: median and 95% of scenarios, made-up drafters of {found.depth_layers} layers. Marks: shapes of "
-        f"published models, their layers written beside. Grey: within {main.spot.within:.0%} of the best in most "
-        f"scenarios. [extrapolated; n = {found.behind}]",
+        f"inner band: median and 95% of scenarios by the prices alone, made-up drafters of {found.depth_layers} "
+        "layers; outer band, cut at the frame: with the error of engines that published measurements show. Marks: "
+        "published shapes with its vocabulary, their layers beside. Grey: within "
+        f"{main.spot.within:.0%} of the best in most scenarios, by the prices alone. "
+        f"[extrapolated; n = {found.behind}]",
         "Line charts with bands of extrapolated speed-up against drafter parameters from "
         f"{parameters_text(main.points[0].parameters)} to {parameters_text(main.points[-1].parameters)}, one panel "
         f"for each of {len(devices)} device groups and {len(batches)} batch sizes.",
-        tuple(_point_row(c, p) for c in (*found.scale, *found.published) for p in c.points),
+        tuple(_point_row(c, p) for c in (*found.scale, *found.priced, *found.published) for p in c.points),
     )
 
 
@@ -207,11 +211,17 @@ def _share_axis(ax: Axes, shares: Sequence[float], *, last: bool) -> None:
         ax.set_xlabel("Share of the verifier's parameters")
 
 
+def _draw_wide(ax: Axes, curve: SizeCurve) -> None:
+    sizes = [p.parameters for p in curve.points]
+    low, high = ([or_nan(getattr(p.speedup, end)) for p in curve.points] for end in ("low", "high"))
+    ax.fill_between(sizes, low, high, color=_WIDE, lw=0, zorder=0, label="with engines' error")
+
+
 def _draw_band(ax: Axes, curve: SizeCurve, layers: int) -> None:
     sizes = [p.parameters for p in curve.points]
     _shade(ax, *common_region(curve.points, curve.spot))
     low, high = ([or_nan(getattr(p.speedup, end)) for p in curve.points] for end in ("low", "high"))
-    ax.fill_between(sizes, low, high, color=_BAND, lw=0, zorder=1, label="95% of scenarios")
+    ax.fill_between(sizes, low, high, color=_BAND, lw=0, zorder=1, label="95%, prices alone")
     middle = [or_nan(p.speedup.value) for p in curve.points]
     ax.plot(sizes, middle, color=look(2)["color"], label=f"{layers} layers", zorder=3)
     ax.set_xscale("log")

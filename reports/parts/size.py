@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from analysis.bootstrap import Estimate
@@ -12,9 +13,11 @@ from analysis.size.findings import (
     LatencyLine,
     MeasuredFamily,
     Optimum,
+    SpeedCheck,
 )
 from analysis.size.words import (
     common_region,
+    discrepancy_words,
     parameters_interval,
     parameters_text,
     share_text,
@@ -47,9 +50,10 @@ def size_part(findings: SizeFindings) -> Part:
         Paragraph(_latency_words(measured), "What a draft step costs"),
         steps,
         Paragraph(f"Acceptance against size: {measured.law}.", "Law"),
-        Paragraph(large.scale[0].statement, "Extrapolated"),
+        Paragraph(_extrapolated_words(large), "Extrapolated"),
         bands,
         tables.large_table(large),
+        tables.sensitivity_table(large),
         Paragraph(_anchor_words(large), "By pair"),
         Paragraph(_views_words(large, findings.published), "What the optimum hangs on"),
         optima,
@@ -57,7 +61,7 @@ def size_part(findings: SizeFindings) -> Part:
         tables.published_table(findings.published),
         Paragraph(_depth_words(large), "Wide and shallow"),
         tables.depth_table(large),
-        tables.checks_table(large),
+        *([tables.checks_table(large)] if large.checks else []),
         tables.facts_table(large),
         Paragraph(_band_words(large), "What the bands are worth"),
     )
@@ -69,6 +73,16 @@ def size_part(findings: SizeFindings) -> Part:
         drawings,
         _guidelines(findings),
         tuple(Paragraph(text) for text in findings.limits),
+    )
+
+
+def _extrapolated_words(large: Extrapolation) -> str:
+    priced = large.priced[0]
+    low, high = (parameters_text(size) for size in common_region(priced.points, priced.spot))
+    return (
+        f"{large.scale[0].statement} By the prices alone its speed-up would be {speedup_text(priced.spot.speedup)}, "
+        f"and in most scenarios anything from {low} to {high} within {priced.spot.within:.0%} of the best. "
+        f"{discrepancy_words(large.discrepancy)}"
     )
 
 
@@ -102,7 +116,8 @@ def _anchor_words(found: Extrapolation) -> str:
     said = [f"{name}: {parameters_interval(best)}" for name, best in found.by_anchor.items()]
     rates = [f"{name} at least {rate:.2f}" for name, rate in found.least_rates.items()]
     return (
-        f"Best size at batch 1 by the pair whose acceptance pins the curve: {'; '.join(said)}. Published lengths "
+        f"Best size at batch 1, by the prices alone, by the pair whose acceptance pins the curve: {'; '.join(said)}. "
+        "Published lengths "
         f"whose draft length is not known bound acceptance from below and were not fitted: {'; '.join(rates)} "
         "(GSM8K)."
     )
@@ -117,14 +132,15 @@ def _views_words(found: Extrapolation, published: Sequence[Optimum]) -> str:
     shares = [found.verifier_parameters / (size or 1.0) for size in (first.best.high, first.best.low)]
     inside = [f"1/{o.divisor:.0f} ({o.source})" for o in published if shares[0] <= o.divisor <= shares[1]]
     held = listing(inside) if inside else "no published optimum"
-    points = found.scale[0].points
+    points = found.priced[0].points
     usual = min(points, key=lambda p: abs(p.parameters - (rest[-1].best.value or 0.0)))
     floor = (
         " The step of the smallest drafter considered already takes "
         f"{points[0].draft_step_s / usual.draft_step_s:.0%} of that of one of {parameters_text(usual.parameters)}."
     )
     return (
-        f"Under the view that {first.statement}, the best size is {parameters_interval(first.best)} parameters, one "
+        f"By the prices alone, under the view that {first.statement}, the best size is "
+        f"{parameters_interval(first.best)} parameters, one "
         f"in {first.divisor.value or 0:.0f}; the interval holds {held}. With latency from depth and launches the "
         f"same acceptance has another best size: {said}.{floor}"
     )
@@ -144,6 +160,11 @@ def _band_words(found: Extrapolation) -> str:
     )
 
 
+def _factor(check: SpeedCheck) -> float:
+    """By how much a check is missed, up or down."""
+    return math.exp(abs(check.log_error))
+
+
 def _shallow_and_usual(found: Extrapolation) -> tuple[DepthPoint, DepthPoint]:
     """The shallowest drafter at batch 1, and the one nearest to the usual depth."""
     points = found.depth[0].points
@@ -161,13 +182,14 @@ def _depth_words(found: Extrapolation) -> str:
     return (
         f"At {parameters_text(study.parameters)} parameters, batch {study.batch}, {shallow.layers} layers run "
         f"{speedup_text(shallow.speedup)} times as fast as no speculation and {deep.layers} layers "
-        f"{speedup_text(deep.speedup)} times, if both are as good. For the deep one to be as fast {needed}."
+        f"{speedup_text(deep.speedup)} times by the prices alone, if both are as good. "
+        f"For the deep one to be as fast {needed}."
     )
 
 
 def _guidelines(findings: SizeFindings) -> tuple[Paragraph, ...]:
     large = findings.extrapolated
-    curve = large.scale[0]
+    curve = large.priced[0]
     low, high = common_region(curve.points, curve.spot)
     shallow, deep = _shallow_and_usual(large)
     own = main_curve(findings.measured)
@@ -176,14 +198,19 @@ def _guidelines(findings: SizeFindings) -> tuple[Paragraph, ...]:
         "does equally well here; take the one that is at hand or needs least memory."
         if own.spot.pays
         else f"On {own.device} no drafter of this family pays at batch {own.batch}: no size changes that."
+        if own.spot.costs
+        else f"On {own.device} no drafter of this family is shown to pay at batch {own.batch}."
     )
+    miss = large.discrepancy.largest
+    warned = "" if miss is None else f" The prices behind this were missed by a factor of {_factor(miss):.2g} once."
     return (
         Paragraph(first, "Size at hand"),
         Paragraph(
             f"For a verifier of {parameters_text(large.verifier_parameters)} look between {parameters_text(low)} and "
             f"{parameters_text(high)}, and weigh layers before parameters: at "
             f"{parameters_text(large.depth[0].parameters)}, {shallow.layers} layers instead of {deep.layers} are "
-            f"worth as much as {deep.rate_needed or 1:.2f} of acceptance (extrapolated).",
+            f"worth as much as {deep.rate_needed or 1:.2f} of acceptance (extrapolated, by the prices "
+            f"alone).{warned}",
             "Size for a large verifier",
         ),
         Paragraph(

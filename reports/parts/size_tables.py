@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from analysis.bootstrap import Estimate
 from analysis.size.findings import Extrapolation, MeasuredFamily, Optimum, PairFact, SizeCurve
-from analysis.size.words import common_region, interval_text, parameters_interval, parameters_text, share_text
+from analysis.size.words import (
+    common_region,
+    interval_text,
+    most_often,
+    parameters_interval,
+    parameters_text,
+    share_text,
+)
 from reports.document import Table, table
 from reports.text import breakable, estimate, short
 
@@ -20,7 +28,8 @@ def measured_table(family: MeasuredFamily) -> Table:
     rows = [(short(c.device), str(c.batch), *_spot_cells(c), c.label) for c in _whole(family)]
     spot = family.curves[0].spot
     return table(
-        f"Best size of a drafter for {short(family.verifier)} as a share of its parameters, with 95% intervals; "
+        f"Best size of a drafter for {short(family.verifier)} as a share of its parameters, in brackets what may be "
+        "best; speed-up with bounds; both hold for all sizes, draft lengths and rows at once (95%); "
         f"flat: within {spot.within:.0%} of the best; gains end: from there on doubling gains less than "
         f"{spot.gain:.0%}. [simulated or extrapolated, as said; n = {family.requests} requests]",
         ("Device", "Batch", "Best", "Flat", "Gains end", "Speed-up", "Pays", "Label"),
@@ -36,7 +45,8 @@ def domain_table(family: MeasuredFamily) -> Table:
     curves = [c for c in family.curves if c.batch == first and c.domain is not None]
     rows = [(breakable(c.domain or "", 16), short(c.device), *_spot_cells(c)) for c in curves]
     return table(
-        f"The same by domain at batch {first}. [simulated or extrapolated as above; "
+        f"The same by domain at batch {first}, held together over all domains, batch sizes and devices. "
+        "[simulated or extrapolated as above; "
         f"n = {_each(family)} requests a domain]",
         ("Domain", "Device", "Best", "Flat", "Gains end", "Speed-up", "Pays"),
         rows,
@@ -55,16 +65,16 @@ def _spot_cells(curve: SizeCurve) -> tuple[str, ...]:
     end = f"{share_text(spot.gain_end.value)}{' or more' if spot.still_gaining > 0.5 else ''}"
     flat = f"{share_text(spot.low.value)} to {share_text(spot.high.value)}"
     pays = "yes" if spot.pays else "no" if spot.costs else "open"
-    return interval_text(spot.best), flat, end, estimate(spot.speedup), pays
+    return interval_text(spot.best), flat, end, estimate(spot.together), pays
 
 
 def large_table(found: Extrapolation) -> Table:
     """Best sizes for the large verifier."""
     rows = []
-    for curve in found.scale:
-        existing = next(c for c in found.published if (c.device, c.batch) == (curve.device, curve.batch))
-        name = max(existing.spot.best_of, key=lambda each: existing.spot.best_of[each])
-        low, high = common_region(curve.points, curve.spot)
+    existing = {(c.device, c.batch): most_often(c.spot) for c in found.published}
+    for curve, priced in zip(found.scale, found.priced, strict=True):
+        best = existing.get((curve.device, curve.batch))
+        low, high = common_region(priced.points, priced.spot)
         rows.append(
             (
                 curve.device,
@@ -72,16 +82,42 @@ def large_table(found: Extrapolation) -> Table:
                 parameters_interval(_scaled(curve.spot.best, found.verifier_parameters)),
                 f"{parameters_text(low)} to {parameters_text(high)}",
                 estimate(curve.spot.speedup),
-                f"{name}, {existing.spot.best_of[name]:.0%}",
+                estimate(priced.spot.speedup),
+                "none competes" if best is None else f"{best[0]}, {best[1]:.0%}",
             )
         )
     return table(
         f"Best size for {found.verifier}, made-up drafters of {found.depth_layers} layers: median and 95% of "
-        f"scenarios; flat: within {found.scale[0].spot.within:.0%} of the best in most of them. Last: the published "
-        f"shape that is best most often, and how often. [extrapolated; n = {found.behind}]",
-        ("Devices", "Batch", "Best", "Flat", "Speed-up", "Published shape"),
+        "scenarios, the error of engines that published measurements show included; by the prices alone: what is "
+        f"within {found.scale[0].spot.within:.0%} of the best in most scenarios, and the speed-up. Last: the "
+        f"published shape with its vocabulary that is best most often, and how often. [extrapolated; "
+        f"n = {found.behind}, {found.discrepancy.checks} checks]",
+        ("Devices", "Batch", "Best", "Flat by price", "Speed-up", "By price", "Published shape"),
         rows,
-        "lrllrl",
+        "lrllrrl",
+        size=8.2,
+    )
+
+
+def sensitivity_table(found: Extrapolation) -> Table:
+    """The answer under other assumptions."""
+    rows = [
+        (
+            breakable(each.assumption, 40),
+            parameters_interval(each.best),
+            estimate(each.speedup),
+            "\u2014" if each.favourite is None else f"{each.favourite}, {each.share or 0.0:.0%}",
+        )
+        for each in found.sensitivity
+    ]
+    return table(
+        f"What the answer for {found.verifier} hangs on: best size, its speed-up and the published shape best most "
+        f"often on {found.scale[0].device} at batch {found.scale[0].batch}, one assumption changed at a time. "
+        f"[extrapolated; n = {found.behind}, {found.discrepancy.checks} checks]",
+        ("Assumption", "Best", "Speed-up", "Published shape"),
+        rows,
+        "llrl",
+        ("1.6", "1.2", "auto", "1"),
         size=8.2,
     )
 
@@ -101,7 +137,8 @@ def views_table(found: Extrapolation) -> Table:
     ]
     return table(
         f"The best size for {found.verifier} at batch 1 under four views of a draft step's cost, the acceptance "
-        "being the same; shift: over the size that is best in proportion to parameters, scenario by scenario. "
+        "being the same and engines as priced; shift: over the size that is best in proportion to parameters, "
+        "scenario by scenario. "
         f"Median and 95% of scenarios. [extrapolated; n = {found.behind}]",
         ("A draft step costs", "Best", "Of the verifier", "Shift", "Draft length", "Speed-up"),
         rows,
@@ -142,7 +179,8 @@ def depth_table(found: Extrapolation) -> Table:
     first = found.depth[0]
     return table(
         f"Drafters of {parameters_text(first.parameters)} parameters in different depths for {first.verifier} on "
-        f"{first.device}, all with the same acceptance (median {first.rate:.2f}). Last: acceptance that depth must "
+        f"{first.device}, engines as priced, all with the same acceptance (median {first.rate:.2f}). Last: "
+        f"acceptance that depth must "
         f"add to be as fast as the shallowest. [extrapolated; n = {found.behind}]",
         ("Batch", "Layers", "Width", "Draft step", "Of a plain step", "Speed-up", "Acceptance needed"),
         rows,
@@ -155,10 +193,11 @@ def checks_table(found: Extrapolation) -> Table:
     """Published speed-ups beside extrapolated ones."""
     rows = [
         (
-            c.source,
+            f"{c.source} ({c.read})",
             c.drafter,
             f"{c.published:.2f}",
             estimate(c.predicted),
+            f"{math.exp(c.log_error):.2g}",
             f"{1e3 * c.predicted_draft_s:.1f} ms",
             "\u2014" if c.implied_draft_s is None else f"{1e3 * c.implied_draft_s:.1f} ms",
         )
@@ -167,10 +206,10 @@ def checks_table(found: Extrapolation) -> Table:
     return table(
         "Speed-ups that others measured beside those of the same prices; implied: the draft step that would explain "
         f"the measured one. [published and extrapolated; n = {len(found.checks)}]",
-        ("Source", "Shape of the drafter", "Published", "Extrapolated", "Draft step", "Implied"),
+        ("Source", "Shape of the drafter", "Published", "Extrapolated", "Ratio", "Draft step", "Implied"),
         rows,
-        "llrrrr",
-        ("2", "1", *("auto",) * 4),
+        "llrrrrr",
+        ("2", "1", *("auto",) * 5),
         size=8.0,
     )
 

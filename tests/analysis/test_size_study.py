@@ -13,12 +13,14 @@ from sized import VERIFY_S, known_speedup, sized_traces
 from analysis.grid import Cell, run_cell
 from analysis.records import from_json, to_json
 from analysis.size import Place, SizeFindings, SizeSettings, main_curve, study_size
+from analysis.size.extrapolated import extrapolate
+from analysis.size.facts import Facts, MeasuredSpeedup, SizedPair
 from analysis.size.family import family_by_size, made_shape, shape_of
-from analysis.size.findings import SizeCurve
-from analysis.size.measured import study_family
+from analysis.size.findings import Extrapolation, SizeCurve
+from analysis.size.measured import OwnLaw, study_family
 from analysis.size.playback import Prices, Requests, drafted_seconds, plain_seconds, played
 from analysis.size.prices import RECORDED
-from analysis.size.words import common_region
+from analysis.size.words import common_region, discrepancy_words, existing_words
 from calibration.errors import CostError, ReplayError, ScenarioError
 from calibration.timing.shapes import get_shape
 from calibration.traces import TraceSet, bundled
@@ -165,17 +167,22 @@ def test_on_the_processor_no_student_pays_and_the_answer_says_so(findings: SizeF
 
 def test_extrapolated_numbers_are_marked_and_their_bands_are_wider_than_measured_ones(findings: SizeFindings) -> None:
     large = findings.extrapolated
-    assert len(large.scale) == len(large.published) == 2 * 3
+    assert len(large.scale) == len(large.priced) == len(large.published) == 2 * 3
     for curve in (*large.scale, *large.published):
         assert curve.label == "extrapolated"
         assert "(extrapolated)" in curve.statement
-    points = large.scale[0].points
+    points = large.priced[0].points
     width = [(p.speedup.high or 0) - (p.speedup.low or 0) for p in points]
     near = int(np.argmin([abs(p.share - 0.1) for p in points]))
     assert width[0] > 2 * width[near]
     assert [p.share for p in points] == sorted({p.share for p in points})
-    low, high = common_region(points, large.scale[0].spot)
+    low, high = common_region(points, large.priced[0].spot)
     assert low <= high
+    for wide, narrow in zip(large.scale, large.priced, strict=True):
+        assert (wide.spot.speedup.low or 9) < (narrow.spot.speedup.low or 0)
+        assert (wide.spot.speedup.high or 0) > (narrow.spot.speedup.high or 9)
+        assert (wide.spot.best.low or 1) <= (narrow.spot.best.low or 0)
+        assert (wide.spot.best.high or 0) >= (narrow.spot.best.high or 1)
 
 
 def test_the_view_of_latency_moves_the_best_size(findings: SizeFindings) -> None:
@@ -206,6 +213,11 @@ def test_published_speedups_are_held_against_the_prices(findings: SizeFindings) 
     assert (agrees.predicted.low or 9) <= agrees.published <= (agrees.predicted.high or 0)
     assert (overhead.predicted.low or 0) > overhead.published
     assert (overhead.implied_draft_s or 0) > 5 * overhead.predicted_draft_s
+    found = findings.extrapolated.discrepancy
+    assert (found.checks, found.largest) == (2, overhead)
+    assert found.log_error == pytest.approx(np.sqrt(np.mean([agrees.log_error**2, overhead.log_error**2])), rel=1e-5)
+    assert found.factor == pytest.approx(np.exp(4.3027 * found.log_error), rel=1e-3)  # Student's, 2 degrees
+    assert "0.46 measured against 2.1" in findings.answer
 
 
 def test_families_left_out_lie_within_their_bands_but_for_one(findings: SizeFindings) -> None:
@@ -224,6 +236,99 @@ def test_a_family_far_above_the_anchors_does_not_bend_the_extrapolation() -> Non
     assert large.families == ("LaMDA 137B", "T5-XXL 11B")
     assert large.behind == "22 published pairs"
     assert len(large.band_checks) == 6
+
+
+def made_check(speedup: float, source: str = "an engine") -> MeasuredSpeedup:
+    return MeasuredSpeedup(source, "llama-3.1-70b", "llama-3.2-1b", "h100-sxm", 4, "bf16", speedup, 3, 2.6, "quoted")
+
+
+def extrapolated(facts: Facts | None = None, **changes: object) -> Extrapolation:
+    settings = SizeSettings(draws=400, large_batches=(1,), places=(Place("h100-sxm", 4),), **changes)
+    own = OwnLaw("own", (), (SizedPair("own", "d", 1.0, 0.5, "recorded", 0.7, "here", "file"),))
+    return extrapolate(own, settings, np.random.default_rng(5), facts)
+
+
+def test_a_drafter_of_another_vocabulary_never_competes() -> None:
+    """Foreign ones are small, large or padded alike; where none is left that is said, and nothing fails."""
+    mixed = extrapolated(published=("qwen2.5-0.5b", "llama-2-7b", "llama-3.2-1b", "qwen3-8b", "llama-3.1-8b", "tiny"))
+    (curve,) = mixed.published
+    assert [p.drafter for p in curve.points] == ["llama-3.2-1b", "llama-3.1-8b"]
+    assert set(curve.spot.best_of) == {"llama-3.2-1b", "llama-3.1-8b"}
+    reasons = {each.drafter: each.reason for each in mixed.excluded}
+    assert set(reasons) == {"qwen2.5-0.5b", "llama-2-7b", "qwen3-8b", "tiny"}
+    assert reasons["llama-2-7b"] == "it has the vocabulary of llama-2, llama-3.1-70b that of llama-3"
+    assert reasons["tiny"] == "whose vocabulary it has is not known"
+    other = extrapolated(verifier="qwen2.5-72b", published=("qwen2.5-0.5b", "qwen2.5-7b", "llama-3.2-1b"))
+    assert {p.drafter for p in other.published[0].points} == {
+        "qwen2.5-0.5b",
+        "qwen2.5-7b",
+    }  # 151,936 and 152,064 rows
+    none = extrapolated(published=("qwen2.5-0.5b",))
+    assert none.published == ()
+    assert all(each.favourite is None for each in none.sensitivity)
+
+
+def test_a_check_that_is_missed_by_more_widens_what_is_said() -> None:
+    """A check that agrees, one that is half of what is predicted, and one that is a tenth of it."""
+    agreeing = extrapolated(Facts(speedups=(made_check(2.0),))).checks[0].predicted.value
+    assert agreeing is not None
+    found = [
+        extrapolated(Facts(speedups=tuple(made_check(agreeing * f) for f in (1.0, miss))))
+        for miss in (0.999, 0.5, 0.1)
+    ]
+    widths = [np.log((e.scale[0].spot.speedup.high or 0) / (e.scale[0].spot.speedup.low or 1)) for e in found]
+    assert widths == sorted(widths)
+    assert widths[2] > widths[1] + 1 > widths[0] + 1.2
+    sure = [max(e.published[0].spot.best_of.values()) for e in found]
+    assert sure[0] > 0.95 > sure[1] > sure[2]
+    assert found[0].scale[0].spot.speedup.low == pytest.approx(found[0].priced[0].spot.speedup.low, rel=0.05)
+    assert [e.discrepancy.largest.published for e in found] == [  # type: ignore[union-attr]
+        pytest.approx(agreeing * miss) for miss in (0.999, 0.5, 0.1)
+    ]
+    more = extrapolated(Facts(speedups=tuple(made_check(agreeing * f) for f in (2, 0.5) * 6)))
+    few = extrapolated(Facts(speedups=tuple(made_check(agreeing * f) for f in (2, 0.5))))
+    assert more.discrepancy.log_error == pytest.approx(few.discrepancy.log_error, rel=0.02)
+    assert (more.discrepancy.factor or 9) < (few.discrepancy.factor or 0)  # twelve checks tell it better than two
+
+
+def test_without_checks_the_error_of_engines_is_said_to_be_left_out() -> None:
+    found = extrapolated(Facts(speedups=()))
+    assert (found.discrepancy.checks, found.discrepancy.factor) == (0, None)
+    assert found.scale[0].spot.speedup == found.priced[0].spot.speedup
+    assert "error of engines is not in the interval" in discrepancy_words(found.discrepancy)
+
+
+def test_no_engine_commits_more_than_a_round_holds() -> None:
+    found = extrapolated(Facts(speedups=(made_check(0.05),)))
+    for curve in (*found.scale, *found.published):
+        for point in curve.points:
+            rate = point.acceptance.high or 1.0
+            assert (point.speedup.high or 0.0) <= 1 / (1 - rate)
+
+
+def test_the_largest_miss_and_what_is_left_out_stand_in_the_answer(findings: SizeFindings) -> None:
+    said = existing_words(findings.extrapolated)
+    assert "3 published shapes with its vocabulary (3 with another vocabulary left out)" in said
+    assert "cannot be told: llama-3.2-1b in" in said
+    assert said in findings.answer
+    spot = findings.extrapolated.published[0].spot
+    sure = dataclasses.replace(spot, best_of={"llama-3.2-1b": 0.97, "llama-3.2-3b": 0.03, "llama-3.1-8b": 0.0})
+    curve = dataclasses.replace(findings.extrapolated.published[0], spot=sure)
+    changed = dataclasses.replace(findings.extrapolated, published=(curve,), excluded=())
+    assert existing_words(changed).endswith("vocabulary llama-3.2-1b is best in 97% of scenarios.")
+
+
+def test_quoted_families_weigh_as_they_are_said_to(findings: SizeFindings) -> None:
+    """Where the family at hand alone has weight, the curve is what it alone would give; all weights are shown."""
+    large = findings.extrapolated
+    names = [each.assumption for each in large.sensitivity]
+    assert "quoted families weigh 0 (reported: 0.5)" in names
+    assert "quoted families weigh 1 (reported: 0.5)" in names
+    priced = next(each for each in large.sensitivity if each.assumption.startswith("prices alone"))
+    assert (priced.speedup.high or 9) < (large.sensitivity[0].speedup.high or 0)
+    assert all(p.read == "quoted" for p in large.pairs if p.role == "family")
+    with pytest.raises(ReplayError, match="families: one must have a weight above 0"):
+        extrapolated(quoted_weight=0.0)
 
 
 def test_findings_survive_json_and_a_second_run(findings: SizeFindings, family: TraceSet) -> None:
@@ -250,6 +355,10 @@ def test_faults_are_told_in_a_sentence(family: TraceSet) -> None:
         study_size(iid_traces(0.5, np.random.default_rng(0)))
     with pytest.raises(ScenarioError, match="batches must be increasing"):
         SizeSettings(batches=(4, 1))
+    with pytest.raises(ScenarioError, match="quoted_weight must lie between 0 and 1, got 2"):
+        SizeSettings(quoted_weight=2)
+    with pytest.raises(ScenarioError, match="shared_doublings must be above 0, got 0"):
+        SizeSettings(shared_doublings=0)
     with pytest.raises(ScenarioError, match="draws must be at least 100, got 5"):
         SizeSettings(draws=5)
     with pytest.raises(CostError, match="not known"):

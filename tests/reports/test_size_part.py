@@ -13,6 +13,7 @@ from part_page import set_part, written_from_python
 from sized import sized_traces
 
 from analysis.size import SizeFindings, SizeSettings, main_curve, study_size
+from analysis.size.facts import Facts, MeasuredSpeedup
 from calibration.traces import bundled
 from reports.document import Paragraph, Table
 from reports.parts.part import Part
@@ -59,7 +60,7 @@ def test_every_figure_has_data_a_label_and_an_alternative(part: Part) -> None:
 
 def test_every_table_says_how_its_numbers_were_come_by(part: Part) -> None:
     tables = [b for b in part.blocks if isinstance(b, Table)]
-    assert len(tables) == 8
+    assert len(tables) == 9
     for table in tables:
         assert re.search(r"\[(simulated|extrapolated|published)[^\]]*\]$", table.caption), table.caption
 
@@ -77,8 +78,35 @@ def test_the_answer_gives_the_number_its_interval_and_that_it_does_not_pay(
     assert re.search(r"best drafter has \d+% \(\S+% to \S+%\)", part.answer.text)
     assert "no size pays there" in part.answer.text
     assert "extrapolated" in part.answer.text
+    miss = findings.extrapolated.discrepancy.largest
+    assert miss is not None
+    assert f"largest miss: {miss.published:.2f} measured against" in part.answer.text
+    assert "Apertus v1.5 70B with its 8B" in part.answer.text
+    assert "100%" not in part.answer.text
     assert "no drafter of this family pays" in part.guidelines[0].text
     assert any("quoted" in limit.text for limit in part.limits)
+
+
+def test_another_largest_miss_is_told_on_the_front_page_as_well() -> None:
+    """Constructed facts: the page names what was missed by most, whichever check that is."""
+    checks = [
+        MeasuredSpeedup(
+            "engine A: batch 1", "llama-3.1-70b", "llama-3.2-1b", "h200", 1, "bf16", 9.5, 2, 2.2, "quoted"
+        ),
+        MeasuredSpeedup("engine B: batch 1", "llama-3.1-70b", "llama-3.1-8b", "h200", 1, "bf16", 1.8, 2, 2.4, "file"),
+    ]
+    traces = sized_traces(np.random.default_rng(0), (0.5, 0.7, 0.8), (0.001, 0.002, 0.004), sequences=6, tokens=60)
+    settings = SizeSettings(batches=(1,), catalogue=(), large_batches=(1,), draws=100, published=("qwen2.5-0.5b",))
+    found = study_size(traces, settings, Facts(speedups=tuple(checks)))
+    part = size_part(found)
+    assert "largest miss: 9.50 measured against" in part.answer.text
+    assert "(engine A, quoted)" in part.answer.text
+    assert "No published shape has its vocabulary" in part.answer.text
+    assert any("qwen2.5-0.5b: it has the vocabulary of qwen2.5" in limit.text for limit in part.limits)
+    assert set_part(part).startswith(b"%PDF")
+    unchecked = size_part(study_size(traces, settings, Facts(speedups=())))
+    assert "the error of engines is not in the interval" in unchecked.answer.text
+    assert set_part(unchecked).startswith(b"%PDF")
 
 
 def test_words_about_published_optima_follow_the_interval(findings: SizeFindings) -> None:
