@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
-from analysis.bootstrap import ClusterBootstrap, Floats
+from analysis.bootstrap import Candidates, ClusterBootstrap, Floats
 from analysis.knowledge.findings import PairedRow, Student, TransferCell, Verdict
 from analysis.knowledge.paired import flip_test, holm
 from analysis.rounds import recording, replay_rounds
@@ -69,12 +69,14 @@ def transfer_cells(
 ) -> tuple[TransferCell, ...]:
     """Give accepted tokens per round over the generalist's, for each specialist and domain, the bonus excluded."""
     base = replayed.of(generalist.name)
+    pairs = [(student.name, domain) for student in specialists for domain in bootstrap.domains]
+    sums = {name: np.concatenate([replayed.of(name), base], axis=1) for name, _ in pairs}
+    family = Candidates.join([bootstrap.candidates(_relative, sums[name], domain) for name, domain in pairs])
     cells = []
-    for student in specialists:
-        sums = np.concatenate([replayed.of(student.name), base], axis=1)
-        for domain in bootstrap.domains:
-            (relative,) = bootstrap.estimates(_relative, sums, domain)
-            cells.append(TransferCell(student.name, domain, relative))
+    for (name, domain), (low, high) in zip(pairs, family.simultaneous(), strict=True):
+        (relative,) = bootstrap.estimates(_relative, sums[name], domain)
+        together = dataclasses.replace(relative, low=low, high=high)
+        cells.append(TransferCell(name, domain, relative, together))
     return tuple(cells)
 
 

@@ -49,11 +49,15 @@ class PairedRow:
 
 @dataclass(frozen=True)
 class TransferCell:
-    """Accepted tokens per round of a drafter on a domain over the generalist's there, the bonus token excluded."""
+    """Accepted tokens per round of a drafter on a domain over the generalist's there, the bonus token excluded.
+
+    ``together``: with bounds that hold for all specialists and domains at once, whichever is picked.
+    """
 
     drafter: str
     domain: str
     relative: Estimate
+    together: Estimate
 
 
 @dataclass(frozen=True)

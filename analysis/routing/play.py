@@ -58,12 +58,11 @@ def play(choice: Choice, table: RequestTable, order: Sequence[int]) -> Ints:
 
 
 def over_orders(samples: Floats) -> MeanOverOrders:
-    """Give the mean of one number an order, with Student's t interval."""
+    """Give the mean of one number an order, two orders or more, with Student's t interval."""
     from scipy.stats import t
 
     orders = len(samples)
     mean = float(samples.mean())
-    spread = float(samples.std(ddof=1)) / math.sqrt(orders) if orders > 1 else 0.0
-    reach = float(t.ppf(0.975, orders - 1)) * spread if orders > 1 else 0.0
+    reach = float(t.ppf(0.975, orders - 1)) * float(samples.std(ddof=1)) / math.sqrt(orders)
     value, low, high = (number(x) or 0.0 for x in (mean, mean - reach, mean + reach))
     return MeanOverOrders(value, low, high, orders)

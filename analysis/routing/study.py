@@ -53,6 +53,11 @@ class RoutingSettings:
     seed: int = 0
     draws: int = DRAWS
 
+    def __post_init__(self) -> None:
+        """Refuse a single order: its mean has no interval."""
+        if self.orders < 2:
+            raise ReplayError(f"routing study: orders must be at least 2, got {self.orders}")
+
 
 @dataclass(frozen=True)
 class _Prompts:

@@ -123,7 +123,8 @@ def _transfer_text(findings: KnowledgeFindings) -> Paragraph:
     return Paragraph(
         f"Away from home {worse} of {len(away)} pairs are worse than the generalist after correction, {better} "
         f"better. The farthest is {named(least.drafter)} on {named(least.domain)}, which accepts "
-        f"{estimate(least.relative)} of what the generalist does: what a wrong choice costs."
+        f"{estimate(least.together)} of what the generalist does (bounds for all pairs at once): what a wrong choice "
+        "costs."
     )
 
 
@@ -203,10 +204,22 @@ def _guidelines(findings: KnowledgeFindings) -> tuple[Paragraph, ...]:
             lead="Specialists need a router.",
         ),
         Paragraph(
-            "Keep the generalist loaded for domains without a specialist: away from home no specialist was better.",
+            f"Keep the generalist loaded for domains without a specialist{_away(findings)}.",
             lead="Keep a generalist.",
         ),
     )
+
+
+def _away(findings: KnowledgeFindings) -> str:
+    """What became of specialists away from home."""
+    better = [f"{named(r.specialist or '')} on {named(r.domain or '')}" for r in findings.paired if _beats_away(r)]
+    if better:
+        return f", but for {listing(better)}, which was better there"
+    return ": away from home no specialist is shown to be better"
+
+
+def _beats_away(row: PairedRow) -> bool:
+    return not row.home and row.verdict == "better"
 
 
 def _limits(findings: KnowledgeFindings) -> tuple[Paragraph, ...]:

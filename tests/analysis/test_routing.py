@@ -167,6 +167,11 @@ def test_where_no_router_is_better_at_most_one_study_in_twenty_says_so() -> None
     assert left_out / repeats <= 0.05 + 0.054  # nominal 5%; 3 binomial standard errors
 
 
+def test_a_single_order_has_no_interval_and_is_refused() -> None:
+    with pytest.raises(ReplayError, match="orders must be at least 2, got 1"):
+        RoutingSettings(orders=1)
+
+
 def test_a_router_that_is_faster_is_found_to_beat_the_best_drafter() -> None:
     """Power: a fifth less time on 120 requests, five standard errors, is shown in 8 of 10 studies."""
     rng, repeats, found = np.random.default_rng(42), 40, 0

@@ -52,6 +52,22 @@ def test_a_router_that_cannot_pay_is_said_not_to(findings: KnowledgeFindings) ->
     assert told.guidelines[0].lead == "One generalist."
 
 
+def test_what_is_said_of_specialists_away_from_home_follows_the_verdicts(findings: KnowledgeFindings) -> None:
+    told = " ".join(p.text for p in knowledge_part(findings).guidelines)
+    assert "away from home no specialist is shown to be better" in told
+    away = next(r for r in findings.paired if not r.home)
+    rows = tuple(dataclasses.replace(r, verdict="better") if r is away else r for r in findings.paired)
+    told = " ".join(p.text for p in knowledge_part(dataclasses.replace(findings, paired=rows)).guidelines)
+    assert f"but for {away.specialist} on {away.domain}, which was better there" in told
+
+
+def test_the_farthest_transfer_has_bounds_for_all_pairs(findings: KnowledgeFindings) -> None:
+    for cell in findings.transfer:
+        if None not in (cell.together.low, cell.relative.low) and cell.relative.low != cell.relative.high:
+            assert cell.together.low <= cell.relative.low
+    assert any("bounds for all pairs at once" in getattr(b, "text", "") for b in knowledge_part(findings).blocks)
+
+
 def test_figures_carry_their_data_sample_and_label(part: Part, findings: KnowledgeFindings) -> None:
     assert [drawing.name for drawing in part.drawings] == [
         "knowledge-paired",
