@@ -42,7 +42,7 @@ def simulate_command(scenario: str, out: str, replications: int | None, workers:
 @click.option("--out", help="Folder for comparison.json and the table of runs.")
 @_WORKERS
 def compare_command(scenarios: tuple[str, ...], replications: int, out: str | None, workers: int) -> None:
-    """Run the first of SCENARIOS against each other one, on the same luck."""
+    """Run the first of SCENARIOS against each other one, on common random numbers."""
     from simulator import compare, load_scenario
     from simulator.results.tables import comparison_table
 

@@ -42,7 +42,7 @@ def contrast_ratios(told: Mapping[str, Any], quantities: Mapping[str, str]) -> D
     return Drawing(
         "comparison",
         to_svg(figure),
-        "Numbers relative to those of the first scenario on the same luck; bars: paired 95% intervals over "
+        "Numbers relative to those of the first scenario on common random numbers; bars: paired 95% intervals over "
         f"replications. [simulated; n = {told['replications']} replications]",
         f"Dot plot of {len(names)} numbers of {len(rivals)} scenarios relative to the first one, with intervals; the "
         "numbers are in the tables that follow.",

@@ -1,4 +1,4 @@
-"""Results of simulations as parts: one run, replications of one, and a comparison on the same luck."""
+"""Results of simulations as parts: one run, replications of one, and a comparison on common random numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from reports.parts.capacity import rate
 from reports.parts.part import Part
 from reports.style import styled
 from reports.text import breakable, count, listing, named, short
+from simulator.experiments.estimate import COVERS
 from simulator.results.evidence import Evidence, verifier_on
 from simulator.results.result import RunResult
 
@@ -73,7 +74,7 @@ def replications_part(several: Summed, name: str) -> Part:
         (
             Paragraph(_sources(told)),
             table(
-                f"Means with 95% intervals. [simulated; n = {told['replications']} replications]",
+                f"Means with 95% intervals {COVERS}. [simulated; n = {told['replications']} replications]",
                 ("Number", "Mean"),
                 rows,
                 "lr",
@@ -85,7 +86,7 @@ def replications_part(several: Summed, name: str) -> Part:
 
 
 def comparison_part(several: Summed, name: str) -> Part:
-    """Give the part for a comparison: ratios to the first scenario on the same luck, with intervals."""
+    """Give the part for a comparison: ratios to the first scenario on common random numbers, with intervals."""
     told = several.told
     rivals: Mapping[str, Mapping[str, Any]] = told["against_baseline"]
     with styled():
@@ -96,7 +97,7 @@ def comparison_part(several: Summed, name: str) -> Part:
         blocks.append(
             table(
                 f"{breakable(rival)} against {breakable(str(told['baseline']))}, on the same seeds, with paired 95% "
-                f"intervals. [simulated; n = {told['replications']} replications]",
+                f"intervals {COVERS}. [simulated; n = {told['replications']} replications]",
                 ("Number", "First", "Other", "Other over first", "Verdict"),
                 rows,
                 "lrrrl",

@@ -35,9 +35,13 @@ from simulator.experiments.replicate import (
 )
 from simulator.scenario import Scenario
 
-Verdict = Literal["better", "worse", "higher", "lower", "equal", "cannot tell apart"]
+Verdict = Literal["better", "worse", "higher", "lower", "equal", "cannot tell apart", "fixed by the load"]
 METHOD = "paired replications on common random numbers, Student's t interval of the differences"
 _MORE = re.compile(r"(request|output|total_token|engine_output)_throughput|request_goodput|slo_attainment(_\w+)?")
+_LOAD = re.compile(r"(request|output|total_token|engine_output)_throughput|usd_per_million_output_tokens")
+"""What an engine that keeps up with an open loop cannot change: it gives as much as arrives, in as much time."""
+_KEEPS_UP = 0.02
+"""Latency that grows by less than this, in seconds a second of arrivals, costs less than this share of throughput."""
 _LESS = re.compile(r"(mean|median|p\d+)_(ttft|tpot|itl|e2el)_ms|usd_per_.*|joules_per_.*")
 
 
@@ -49,7 +53,9 @@ class Contrast:
     logarithms (None where a value is not above zero). `variance_reduction` is
     (var A + var B) / var(B - A): how many times smaller common random numbers make the variance of the difference
     than independent seeds would (None where the difference does not vary). `verdict`: on which side of zero the
-    interval of the difference lies; better and worse where a number has a good end, higher and lower elsewhere.
+    interval of the difference lies; better and worse where a number has a good end, higher and lower elsewhere; fixed
+    by the load where both scenarios keep up with the same open loop, so that throughput is what arrives (and goodput
+    too, where all requests meet their objectives in both).
     """
 
     metric: str
@@ -176,23 +182,36 @@ def contrast(a: Replications, b: Replications) -> dict[str, Contrast]:
     if a.seeds != b.seeds:
         raise ScenarioError("compare: replications must have run on the same seeds; they did not")
     certain = a.deterministic and b.deterministic
+    fixed = _fixed_by_load(a, b)
     pairs = list(zip(a.results, b.results, strict=True))
     shared = [name for name in metric_names(a.results) if any(name in y for y in b.results)]
     found = {}
     for name in shared:
         values = [(x[name], y[name]) for x, y in pairs if name in x and name in y]
         if values:
-            found[name] = _contrast(name, *np.array(values, dtype=np.float64).T, certain=certain)
+            found[name] = _contrast(name, *np.array(values, dtype=np.float64).T, certain=certain, fixed=name in fixed)
     return found
 
 
-def _contrast(name: str, a: Any, b: Any, *, certain: bool) -> Contrast:
+def _fixed_by_load(a: Replications, b: Replications) -> frozenset[str]:
+    """Give the numbers that the load fixes: both serve the same open loop, and latency grows in neither."""
+    runs = [*a.summaries, *b.summaries]
+    loads = [one.scenario.workload.model_dump() for one in (a, b)]
+    growth = [run.get("latency_growth") for run in runs]
+    if loads[0] != loads[1] or any(one is None or one > _KEEPS_UP for one in growth):
+        return frozenset()
+    names = {name for run in runs for name in run if _LOAD.fullmatch(name)}
+    met = all(run.get("slo_attainment", 0.0) == 1.0 for run in runs)
+    return frozenset(names | ({"request_goodput"} if met else set()))
+
+
+def _contrast(name: str, a: Any, b: Any, *, certain: bool, fixed: bool) -> Contrast:
     left, right, difference = estimate(a), estimate(b), estimate(b - a)
     ratio = _ratio(a, b)
     gain = None
     if difference.sd is not None and difference.sd > 0:
         gain = float((a.var(ddof=1) + b.var(ddof=1)) / (b - a).var(ddof=1))
-    verdict = _verdict(name, difference)
+    verdict = "fixed by the load" if fixed else _verdict(name, difference)
     if certain:
         left, right, difference = (e.without_interval() for e in (left, right, difference))
         ratio = None if ratio is None else ratio.without_interval()

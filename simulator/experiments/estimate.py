@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 CONFIDENCE = 0.95
+COVERS = "over seeds alone: not over which requests were recorded, nor over the error of step times"
+"""What intervals over replications cover, for every table that shows them."""
 _SETTINGS = frozenset({"seed"})
 """Numbers of a summary that are not results."""
 

@@ -88,6 +88,19 @@ def throughputs(requests: pa.Table, iterations: pa.Table, window: Window | None 
     }
 
 
+def latency_growth(requests: pa.Table, window: Window | None = None) -> dict[str, float]:
+    """Give how fast end-to-end latency grows with arrival time, in seconds per second: a least-squares slope.
+
+    Near 0 where an engine keeps up with an open loop; (arrival rate / service rate) - 1 where it does not and its
+    queue grows. For open loops only: a closed one waits for its engine. Nothing where all requests arrive at once.
+    """
+    counted = measured(requests, window)
+    arrival, finish = (counted[name].to_numpy() for name in ("arrival_s", "finish_s"))
+    centred = arrival - arrival.mean()
+    spread_s2 = float(centred @ centred)
+    return {"latency_growth": float(centred @ (finish - arrival)) / spread_s2} if spread_s2 > 0 else {}
+
+
 def rounds(requests: pa.Table) -> dict[str, float]:
     """Give what a round of a request emitted (bonus included) and drafted, rounds without a draft too.
 
@@ -225,6 +238,7 @@ def service(record: Record, requests: pa.Table, iterations: pa.Table, scenario: 
         **totals,
         **window.describe(),
         **latencies(record, requests, window),
+        **({} if scenario.workload.kind == "closed" else latency_growth(requests, window)),
         **goodput(scenario.slo, kept, totals["duration"], gaps),
         **money(scenario.costs.usd_per_hour, totals["engine_output_throughput"]),
     }

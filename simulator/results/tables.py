@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.errors import ScenarioError, did_you_mean
 from simulator.experiments.axes import text_of
-from simulator.experiments.estimate import Estimate
+from simulator.experiments.estimate import COVERS, Estimate
 from simulator.results.evidence import lowest_told, steps_told, verifier_on
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "total_input_tokens": ("prompt tokens", ""),
         "total_output_tokens": ("output tokens", ""),
         "duration": ("time measured", "s"),
+        "latency_growth": ("growth of end-to-end latency with arrival time", "s/s"),
     },
     "throughput": {
         "request_throughput": ("requests", "1/s"),
@@ -134,8 +135,9 @@ def replications_table(replications: Replications) -> Table:
     n = len(replications.seeds)
     said = "all equal: nothing is random, no interval" if replications.deterministic else "95% Student's t intervals"
     title = f"{replications.scenario.name}: {n} replications, {said}"
-    table = _table(title, caption(replications.summaries[0]))
-    for name in ("", "mean", "95% interval", "sd", "unit"):
+    covers = "" if replications.deterministic else f"intervals {COVERS}\n"
+    table = _table(title, covers + caption(replications.summaries[0]))
+    for name in ("", "mean", "95% interval (seeds)", "sd", "unit"):
         table.add_column(name, justify="left" if name in ("", "unit") else "right")
     estimates = {name: e for name, e in replications.estimates.items() if "[" not in name}
     for group, names in _groups(estimates):
@@ -156,11 +158,11 @@ def comparison_table(comparison: Comparison, metrics: Sequence[str] | None = Non
     """
     n = len(comparison.seeds)
     table = _table(
-        f"against '{comparison.labels[0]}': {n} replications on the same luck, 95% paired t intervals",
-        "difference: other minus baseline; luck: how many times smaller common random numbers make its variance\n"
-        + caption(*(run.summaries[0] for run in comparison.runs)),
+        f"against '{comparison.labels[0]}': {n} replications on common random numbers, 95% paired t intervals",
+        "difference: other minus baseline; variance reduction: how many times smaller common random numbers make its "
+        f"variance; intervals {COVERS}, each by itself\n" + caption(*(run.summaries[0] for run in comparison.runs)),
     )
-    for name in ("", "baseline", "other", "difference", "ratio", "luck", "verdict"):
+    for name in ("", "baseline", "other", "difference", "ratio", "variance reduction", "verdict"):
         table.add_column(name, justify="left" if name in ("", "verdict") else "right")
     known = {name for contrasts in comparison.contrasts for name in contrasts}
     for label, contrasts in zip(comparison.labels[1:], comparison.contrasts, strict=True):
@@ -174,14 +176,14 @@ def comparison_table(comparison: Comparison, metrics: Sequence[str] | None = Non
 def _contrast_row(name: str, contrast: Contrast) -> tuple[str, ...]:
     label, unit = labelled(name)
     ratio = "-" if contrast.ratio is None else estimate_text(contrast.ratio)
-    luck = "-" if contrast.variance_reduction is None else f"{contrast.variance_reduction:.3g}x"
+    reduction = "-" if contrast.variance_reduction is None else f"{contrast.variance_reduction:.3g}x"
     return (
         f"  {label}{f', {unit}' if unit else ''}",
         number_text(contrast.a.mean),
         number_text(contrast.b.mean),
         estimate_text(contrast.difference),
         ratio,
-        luck,
+        reduction,
         contrast.verdict,
     )
 
@@ -194,9 +196,11 @@ def sweep_table(result: SweepResult, metrics: Sequence[str] | None = None) -> Ta
     from rich.text import Text
 
     plan = result.plan
-    said = f", {plan.replications} replications each: mean +- half the 95% interval" if plan.replications > 1 else ""
+    several = plan.replications > 1
+    said = f", {plan.replications} replications each: mean +- half the 95% interval" if several else ""
+    covers = f"intervals {COVERS}\n" if several else ""
     title = f"{plan.points} scenarios{said}; {result.reused} of {len(plan.cells)} cells from the store"
-    table = _table(title, caption(*result.summaries))
+    table = _table(title, covers + caption(*result.summaries))
     points = result.estimates()
     known = {name for _, estimates in points for name in estimates}
     chosen = [name for name in COLUMNS if name in known] if metrics is None else _chosen(metrics, known)

@@ -188,3 +188,50 @@ def test_mistakes_are_named() -> None:
         compare(loaded(1), loaded(2), replications=1, traces=traces())
     with pytest.raises(ScenarioError, match="same seeds"):
         contrast(given("x", [1, 2], (1, 2)), given("x", [1, 2], (1, 3)))
+
+
+def judged(rate_rps: float, **more: Any) -> dict[str, Contrast]:
+    load = {**POISSON, "rate_rps": rate_rps, "requests": 200, **more}
+    slow, fast = (loaded(k, workload=load, slo={"e2el_ms": 1e9}) for k in (None, 3))
+    return compare(slow, fast, replications=4, traces=traces(), workers=1).contrasts[0]
+
+
+def test_what_the_load_fixes_is_not_judged() -> None:
+    """Far below saturation both give what arrives, and differ in latency; all requests meet their objectives."""
+    found = judged(0.05)
+    for name in ("request_throughput", "output_throughput", "request_goodput"):
+        assert found[name].ratio is not None
+        assert found[name].ratio.mean == pytest.approx(1, abs=0.02)
+        assert found[name].verdict == "fixed by the load"
+    assert found["mean_tpot_ms"].verdict in ("better", "worse")
+
+
+def test_an_engine_that_does_not_keep_up_is_judged_by_its_throughput() -> None:
+    for found in (judged(1e4), judged(50.0)):
+        assert found["output_throughput"].verdict in ("better", "worse")
+
+
+def test_closed_loops_and_different_loads_are_judged() -> None:
+    closed = {"kind": "closed", "concurrency": 4, "requests": 40, "order": "shuffled"}
+    a, b = (loaded(k, workload=closed) for k in (None, 3))
+    assert compare(a, b, replications=4, traces=traces(), workers=1).contrasts[0]["output_throughput"].verdict != (
+        "fixed by the load"
+    )
+    assert "latency_growth" not in simulate(a, traces()).summary
+    a, b = (loaded(3, workload={**POISSON, "rate_rps": rate}) for rate in (0.05, 0.06))
+    found = compare(a, b, replications=4, traces=traces(), workers=1).contrasts[0]
+    assert found["output_throughput"].verdict == "better"
+
+
+def test_latency_grows_where_arrivals_outrun_service() -> None:
+    """Steps of 0.5 s, one request at a time: they are served slower than four a second, so that a queue grows."""
+    costs = {"verifier": {"kind": "linear", "base_s": 0.5, "per_token_s": 0.0}}
+    load = {"kind": "poisson", "rate_rps": 4.0, "requests": 200}
+    given = scenario(None, workload=load, costs=costs, engine={"max_num_seqs": 1})
+    run = simulate(given, traces_of([[0]] * 200))
+    table = run.requests.to_pandas()
+    service_s, arriving = run.summary["duration"] / 200, table["arrival_s"].max() - table["arrival_s"].min()
+    assert run.summary["latency_growth"] == pytest.approx(199 / arriving * service_s - 1, rel=0.1)
+    assert run.summary["latency_growth"] == pytest.approx(
+        np.polyfit(table["arrival_s"], table["finish_s"] - table["arrival_s"], 1)[0]
+    )

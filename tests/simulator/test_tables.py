@@ -112,7 +112,7 @@ def test_equal_replications_say_so() -> None:
 def test_a_comparison_shows_difference_ratio_and_verdict() -> None:
     found = compare(loaded(1), loaded(3), loaded(5), replications=3, traces=traces(), workers=1)
     lines = printed(comparison_table(found))
-    assert lines[0].startswith("against 'draft 1': 3 replications on the same luck")
+    assert lines[0].startswith("against 'draft 1': 3 replications on common random numbers")
     assert lines.index("draft 3") < lines.index("draft 5")
     c = found.contrasts[1]["p99_ttft_ms"]
     assert c.ratio is not None
