@@ -40,7 +40,7 @@ from analysis.size.law import LawCurves, acceptance_draws, check_bands, public_l
 from analysis.size.measured import OwnLaw
 from analysis.size.settings import Place, SizeSettings
 from analysis.size.sweetspot import find_spots
-from analysis.size.words import most_often
+from analysis.size.words import most_often, scaled
 from simulator.pricing.kernels import Efficiencies
 
 EQUAL_PARAMETERS = 0.8e9
@@ -169,7 +169,7 @@ def _sensitivity(
     one = replace(settings, places=settings.places[:1], large_batches=settings.large_batches[:1])
     none = Discrepancy(0, None, None, None)
     cases = [
-        ("as reported", found, one),
+        ("as reported, drawn anew", found, one),
         ("prices alone: every engine is as priced", none, one),
         ("an engine errs alike at all sizes", found, replace(one, shared_doublings=np.inf)),
         ("an engine's error parts within a doubling of size", found, replace(one, shared_doublings=1.0)),
@@ -201,16 +201,12 @@ def _answered(
     draws = _Draws(laws, facts, field.verifier.parameters, field.groups, settings, rng)
     engines = draws.with_engines(found, settings.shared_doublings, rng)
     (scale,) = _curves(field.verifier, field.made["usual"], engines["usual"], "", settings)
-    best = [None if v is None else number(v * field.verifier.parameters) for v in _ends(scale.spot.best)]
+    best = scaled(scale.spot.best, field.verifier.parameters)
     favourite = share = None
     if field.existing:
         (curve,) = _curves(field.verifier, field.existing, engines["published"], "", settings)
         favourite, share = most_often(curve.spot)
-    return Sensitivity(assumption, Estimate(*best, scale.spot.best.requests), scale.spot.speedup, favourite, share)
-
-
-def _ends(value: Estimate) -> tuple[float | None, float | None, float | None]:
-    return value.value, value.low, value.high
+    return Sensitivity(assumption, best, scale.spot.speedup, favourite, share)
 
 
 def published_optima() -> tuple[Optimum, ...]:

@@ -20,7 +20,7 @@ from analysis.size.findings import Excluded, SizeCurve, SizePoint, SweetSpot
 from analysis.size.formula import Floats, tokens_per_round
 from analysis.size.settings import Place, SizeSettings
 from analysis.size.sweetspot import find_spots, likely_best, shares_of
-from analysis.size.words import flat_words, interval_text, parameters_interval, parameters_text, speedup_text
+from analysis.size.words import flat_words, interval_text, parameters_interval, parameters_text, scaled, speedup_text
 from calibration.errors import CalibrationError, CostError
 from calibration.timing.shapes import Shape, get_shape
 from simulator.pricing.kernels import Efficiencies
@@ -220,16 +220,11 @@ def large_spot(shares: Floats, speeds: Floats, names: Sequence[str], pairs: int,
 
 def large_statement(verifier: Drafter, place: Place, batch: int, points: Sequence[SizePoint], spot: SweetSpot) -> str:
     """Say which size is best and how sure that is, in parameters."""
-
-    def sized(value: Estimate) -> Estimate:
-        low, high = value.low or 0.0, value.high or 0.0
-        whole = verifier.parameters
-        return Estimate((value.value or 0.0) * whole, low * whole, high * whole, value.requests)
-
+    best, end = (scaled(each, verifier.parameters) for each in (spot.best, spot.gain_end))
     return (
         f"For {verifier.name} on {place.name} at batch {batch} the best drafter has "
-        f"{parameters_interval(sized(spot.best))} parameters, {interval_text(spot.best)} of the verifier's; "
-        f"{flat_words(points, spot)}; from {parameters_text(sized(spot.gain_end).value)} on, doubling it gains less "
+        f"{parameters_interval(best)} parameters, {interval_text(spot.best)} of the verifier's; "
+        f"{flat_words(points, spot)}; from {parameters_text(end.value)} on, doubling it gains less "
         f"than {spot.gain:.0%}. Its speed-up is {speedup_text(spot.speedup)} (extrapolated)."
     )
 

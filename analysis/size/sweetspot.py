@@ -61,7 +61,7 @@ def judge_sizes(bootstrap: ClusterBootstrap, contests: Sequence[tuple[Floats, Fl
     for _, seconds, _ in contests:
         sizes, lengths, _ = seconds.shape
         mine = slice(at, at + sizes * lengths)
-        found.append(Judged(most(bounds[mine]), inside[mine].reshape(sizes, lengths).any(axis=1)))
+        found.append(Judged(most(bounds[mine]), np.asarray(inside[mine].reshape(sizes, lengths).any(axis=1))))
         at = mine.stop
     return found
 

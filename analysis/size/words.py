@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.bootstrap import LEVEL, Estimate
+from analysis.bootstrap import LEVEL, Estimate, number
 from analysis.size.findings import Discrepancy, Extrapolation, SizePoint, SpeedCheck, SweetSpot
 
 
@@ -42,6 +42,14 @@ def parameters_interval(value: Estimate) -> str:
     if value.low is None or value.high is None:
         return parameters_text(value.value)
     return f"{parameters_text(value.value)} ({parameters_text(value.low)} to {parameters_text(value.high)})"
+
+
+def scaled(value: Estimate, whole: float) -> Estimate:
+    """Shares of `whole` as parameters."""
+    middle, low, high = (
+        None if each is None else number(each * whole) for each in (value.value, value.low, value.high)
+    )
+    return Estimate(middle, low, high, value.requests)
 
 
 def common_region(points: Sequence[SizePoint], spot: SweetSpot) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analysis.bootstrap import Estimate
 from analysis.size.findings import Extrapolation, MeasuredFamily, Optimum, PairFact, SizeCurve
 from analysis.size.words import (
     common_region,
@@ -13,6 +12,7 @@ from analysis.size.words import (
     most_often,
     parameters_interval,
     parameters_text,
+    scaled,
     share_text,
 )
 from reports.document import Table, table
@@ -79,7 +79,7 @@ def large_table(found: Extrapolation) -> Table:
             (
                 curve.device,
                 str(curve.batch),
-                parameters_interval(_scaled(curve.spot.best, found.verifier_parameters)),
+                parameters_interval(scaled(curve.spot.best, found.verifier_parameters)),
                 f"{parameters_text(low)} to {parameters_text(high)}",
                 estimate(curve.spot.speedup),
                 estimate(priced.spot.speedup),
@@ -240,8 +240,3 @@ def facts_table(found: Extrapolation) -> Table:
         ("auto", "auto", "1.1", "1", "auto", "auto", "1.5"),
         size=7.6,
     )
-
-
-def _scaled(value: Estimate, whole: float) -> Estimate:
-    value_, low, high = (None if each is None else each * whole for each in (value.value, value.low, value.high))
-    return Estimate(value_, low, high, value.requests)

@@ -303,6 +303,25 @@ def test_where_no_policy_is_better_at_most_one_study_in_twenty_says_so() -> None
     assert left_out / repeats <= 0.05 + 0.054  # nominal 5%; 3 binomial standard errors
 
 
+def test_at_the_boundary_where_one_stage_is_best_and_policies_equal_it() -> None:
+    """One stage is far above the others but on half of the items; there policies choose at random, else take it.
+
+    Each policy truly equals the best stage, and no other comes near: nothing makes the bounds more careful.
+    """
+    rng, repeats, pays, anywhere = np.random.default_rng(33), 200, 0, 0
+    names = ("sequential", "cascade-routing", "route-once", "score-threshold", "confidence-threshold")
+    for _ in range(repeats):
+        alike = np.arange(120) % 2 == 0
+        right = np.where(alike[:, None], 0.6, [0.6, 0.05, 0.05])
+        table = table_of(rng.random((120, 3)) < right, (1.0, 1.0, 1.0), domains=("a",))
+        answers = {name: np.where(alike, rng.integers(3, size=120), 0) for name in names}
+        head, together = judged(rng, table, answers)
+        pays += head.pays
+        anywhere += any(low > 0 for low, _ in together.gains().values())
+    assert 0 < pays / repeats <= 0.05
+    assert anywhere / repeats <= 0.05
+
+
 def test_a_policy_that_knows_some_answers_is_found_to_pay() -> None:
     """Power: right on a tenth more of 200 items than any stage, 2.7 standard errors, is shown in 8 of 10 studies."""
     rng, repeats, found, named = np.random.default_rng(32), 40, 0, 0

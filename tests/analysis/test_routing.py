@@ -167,6 +167,23 @@ def test_where_no_router_is_better_at_most_one_study_in_twenty_says_so() -> None
     assert left_out / repeats <= 0.05 + 0.054  # nominal 5%; 3 binomial standard errors
 
 
+def test_at_the_boundary_where_one_drafter_is_best_and_routers_equal_it() -> None:
+    """On chat one drafter is far faster and all routers take it; on code all are alike and chosen at random."""
+    rng, repeats, wrong = np.random.default_rng(44), 200, 0
+    plain = table_of({"code": (1.0, 1.0, 1.0), "chat": (2.0, 6.0, 6.0)}, 36)
+    code = np.asarray(plain.domains) == "code"
+    for _ in range(repeats):
+        table = dataclasses.replace(plain, seconds=plain.seconds * rng.normal(1, 0.15, plain.seconds.shape))
+        seconds = drawn_seconds(rng, table, 0)
+        for router in range(8):
+            arms = np.where(code, rng.integers(3, size=len(code)), 0)
+            seconds[f"router {router}"] = table.seconds[np.arange(len(code)), arms]
+        bootstrap = ClusterBootstrap(table.domains, rng, draws=300)
+        rows = policy_rows(table, seconds, bootstrap, ())
+        wrong += any(r.verdict == "beats it" for r in rows if r.domain is None and not r.oracle)
+    assert 0 < wrong / repeats <= 0.05
+
+
 def test_a_single_order_has_no_interval_and_is_refused() -> None:
     with pytest.raises(ReplayError, match="orders must be at least 2, got 1"):
         RoutingSettings(orders=1)
