@@ -198,6 +198,12 @@ class Candidates:
             parts[0].scale,
         )
 
+    def part(self, columns: slice) -> Candidates:
+        """Give some of the candidates."""
+        return Candidates(
+            self.values[columns], self.replicates[:, columns], self.clusters[columns], self.strata[columns], self.scale
+        )
+
     def simultaneous(self, level: float = LEVEL) -> list[Bounds]:
         """Bounds (low, high) of each candidate that hold for all of them together with probability `level`.
 

@@ -9,14 +9,15 @@ from analysis.acceptance import AcceptanceRow, DepthPoint
 from analysis.bootstrap import DRAWS
 from analysis.costfit import CostFit
 from analysis.records import from_json, to_json
-from analysis.speedup import BestLength, Crossover, SpeedupCell
+from analysis.schedule import Crossover, Schedule
+from analysis.speedup import BestLength, SpeedupCell
 from calibration.errors import ReportError, ScenarioError
 from simulator.results.evidence import Evidence
 
 CostSource = Literal["fitted", "stated", "assumed"]
 """Where step costs come from: fitted to recorded timings, stated with an import, assumed by whoever ran the study."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the findings that this package writes and reads."""
 
 
@@ -147,6 +148,7 @@ class Findings:
     speedup: tuple[SpeedupCell, ...]
     best: tuple[BestLength, ...]
     crossovers: tuple[Crossover, ...]
+    schedules: tuple[Schedule, ...]
     runs: tuple[RunShare, ...]
     cost_source: CostSource
     cost_fits: tuple[CostFit, ...]

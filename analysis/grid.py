@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from analysis.simulated import simulate_and_hear
 from calibration.errors import ReplayError
 from calibration.traces import TraceSet
+from simulator import RunResult
 
 if TYPE_CHECKING:
     from simulator import Scenario
@@ -44,6 +45,27 @@ class Cell:
     batch: int
 
 
+OPERATIONS = ("prefill", "verify", "draft")
+"""What a step does; `Steps.operation` points here."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The engine steps of one simulation in kinds: one operation at one batch size and number of new tokens.
+
+    Arrays have shape (kinds,). ``batch``, ``new_tokens`` (sum over the batch) and ``context_tokens`` (likewise) are
+    means over the time of the kind; steps of a decode round are told apart by both, prefills by batch alone, and all
+    draft steps of a round count as its first one. ``seconds`` (requests, kinds) is the time of each kind attributed
+    to each request, as ``engine_seconds`` of a run is.
+    """
+
+    operation: NDArray[np.int64]
+    batch: NDArray[np.float64]
+    new_tokens: NDArray[np.float64]
+    context_tokens: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class CellRun:
     """What one simulation gives: per request of the TraceSet, in its order, and in total.
@@ -51,7 +73,7 @@ class CellRun:
     Requests that were not recorded with the drafter hold zeros. ``warnings`` are what the simulator said.
     ``engine_seconds`` is the time of engine iterations attributed to each request; ``draft_s`` to ``overhead_s``
     divide the time of the whole run. ``extrapolated_share`` is the share of iterations priced outside the
-    measured range.
+    measured range. ``steps`` says in which steps the time was spent; None for runs that were not simulated here.
     """
 
     drafter: str
@@ -66,6 +88,7 @@ class CellRun:
     overhead_s: float
     extrapolated_share: float
     warnings: tuple[str, ...]
+    steps: Steps | None = None
 
     @property
     def extrapolated(self) -> bool:
@@ -163,13 +186,12 @@ def cell_scenario(cell: Cell, costs: Mapping[str, Any], seed: int) -> Scenario:
 def run_cell(traces: TraceSet, cell: Cell, costs: Mapping[str, Any], seed: int) -> CellRun:
     """Simulate one cell: every request of `traces` once, in a batch kept full."""
     result, said = simulate_and_hear(cell_scenario(cell, costs, seed), traces)
-    return _summarise(traces, cell, result.requests, result.summary, said)
+    return _summarise(traces, cell, result, said)
 
 
-def _summarise(
-    traces: TraceSet, cell: Cell, requests: pa.Table, summary: Mapping[str, Any], said: tuple[str, ...]
-) -> CellRun:
+def _summarise(traces: TraceSet, cell: Cell, result: RunResult, said: tuple[str, ...]) -> CellRun:
     """Put the counted requests in the order of the TraceSet; each recorded one must be there exactly once."""
+    requests, summary = result.requests, result.summary
     ids = traces.sequences["sequence_id"].combine_chunks()
     counted = requests.filter(requests["counted"])
     row = np.asarray(pc.index_in(counted["sequence_id"], value_set=ids).to_numpy(zero_copy_only=False))
@@ -198,7 +220,57 @@ def _summarise(
         overhead_s=float(summary["overhead_s"]),
         extrapolated_share=float(summary["extrapolated_iterations"]) / max(1, int(summary["iterations"])),
         warnings=said,
+        steps=_steps(counted, result.iterations, row, len(ids)),
     )
+
+
+def _steps(counted: pa.Table, iterations: pa.Table, row: NDArray[Any], requests: int) -> Steps:
+    """Attribute the time of every kind of step to the requests that were in it.
+
+    The batch is kept full and nothing is preempted: a request is in every decode round between its first token and
+    its end, and in the prefill that ends with its first token.
+    """
+    it = {
+        name: iterations[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        for name in (
+            *("start_s", "duration_s", "active", "drafted_tokens", "context_tokens"),
+            *("prefill_tokens", "draft_s", "verify_s"),
+        )
+    }
+    prefill = np.asarray(pc.equal(iterations["kind"], "prefill").to_numpy(zero_copy_only=False))
+    active, ends = it["active"], it["start_s"] + it["duration_s"]
+    none = np.zeros(len(active))
+    parts = (  # operation, which steps, new tokens, new tokens that tell kinds apart, seconds
+        (0, prefill, it["prefill_tokens"], none, it["verify_s"]),
+        (1, ~prefill, active + it["drafted_tokens"], active + it["drafted_tokens"], it["verify_s"]),
+        (2, ~prefill & (it["draft_s"] > 0), active, active, it["draft_s"]),
+    )
+    first, last = (counted[name].to_numpy() for name in ("first_token_s", "finish_s"))
+    kinds: list[tuple[int, float, float, float]] = []
+    columns = []
+    for operation, mine, new, apart, seconds in parts:
+        at = np.flatnonzero(mine)
+        if not len(at):
+            continue
+        key, kind = np.unique(np.stack([active[at], apart[at]], axis=1), axis=0, return_inverse=True)
+        share = np.zeros((len(at) + 1, len(key)))
+        share[np.arange(1, len(at) + 1), kind.ravel()] = seconds[at] / active[at]
+        total = share.cumsum(axis=0)
+        # Ends are sums of the same seconds in another order than the times of requests: half a step is far from both.
+        middle = ends[at] - it["duration_s"][at] / 2
+        after = np.searchsorted(middle, last)
+        before = np.searchsorted(middle, first)
+        if operation == 0:
+            before, after = before - 1, before  # its own prefill is the last one before its first token
+        columns.append(total[after] - total[before])
+        weight = share[1:].sum(axis=0)
+        for i, (batch, _) in enumerate(key.tolist()):
+            means = (float(share[1:, i] @ values[at] / weight[i]) for values in (new, it["context_tokens"]))
+            kinds.append((operation, batch, *means))
+    by_request = np.zeros((requests, len(kinds)))
+    by_request[row] = np.concatenate(columns, axis=1)
+    operation, batch, new, context = np.array(kinds).T
+    return Steps(operation.astype(np.int64), batch, new, context, by_request)
 
 
 _prepared: tuple[TraceSet, dict[str, Any], int] | None = None

@@ -9,11 +9,13 @@ import numpy as np
 
 from analysis.acceptance import AcceptanceRow, DepthPoint, acceptance_rows, depth_points, replay_all
 from analysis.bootstrap import ClusterBootstrap, describe, number
+from analysis.costdraws import CostDraws
 from analysis.costfit import CostFit, cost_fits
 from analysis.findings import Answer, CostSource, Findings, ModelFact, Provenance, RunShare, Sizes, StudySettings
 from analysis.grid import Cell, CellRun, Progress, baselines, cell_scenario, grid_cells, requests_of, run_grid
 from analysis.rounds import recording
-from analysis.speedup import BestLength, Crossover, best_lengths, crossovers, speedup_cells
+from analysis.schedule import Crossover, crossovers, schedules
+from analysis.speedup import BestLength, best_length, compare_lengths
 from calibration.errors import CostError, ReplayError
 from calibration.ngram import lookup_runs
 from calibration.traces import DrafterInfo, Manifest, ModelInfo, TraceSet
@@ -40,17 +42,21 @@ def study(
     chosen = settings or StudySettings()
     source = _cost_source(traces, chosen)
     reference = _reference(traces.manifest, chosen.draft_tokens)
-    cells = grid_cells(traces, chosen.draft_tokens, chosen.batches)
     bootstrap = ClusterBootstrap(
         traces.sequences["domain"].to_pylist(), np.random.default_rng(chosen.seed), draws=chosen.draws
     )
     domains: tuple[str | None, ...] = (None, *bootstrap.domains)
     acceptance, depth = _acceptance(traces, chosen, bootstrap, domains)
-    runs = run_grid(traces, cells, costs=chosen.costs, seed=chosen.seed, workers=workers, progress=progress)
+    grid = grid_cells(traces, chosen.draft_tokens, chosen.batches)
+    runs = run_grid(traces, grid, costs=chosen.costs, seed=chosen.seed, workers=workers, progress=progress)
     baseline = baselines(traces)
-    best = best_lengths(runs, baseline, bootstrap, domains)
-    crossing = crossovers(best)
     fits = cost_fits(traces) if source == "fitted" else ()
+    # A stream of its own: draws of costs must not follow those of requests.
+    costs = CostDraws(traces, np.random.default_rng([chosen.seed, 1]), draws=chosen.draws) if fits else None
+    compared = compare_lengths(runs, baseline, bootstrap, domains, costs)
+    best = [best_length(lengths) for lengths in compared]
+    cells = tuple(cell for lengths in compared for cell in lengths.cells)
+    crossing = crossovers(best)
     return Findings(
         settings=chosen,
         provenance=_provenance(
@@ -61,9 +67,10 @@ def study(
         reference_draft_tokens=reference,
         acceptance=acceptance,
         depth=depth,
-        speedup=tuple(speedup_cells(runs, baseline, bootstrap, domains)),
+        speedup=cells,
         best=tuple(best),
         crossovers=tuple(crossing),
+        schedules=tuple(schedules(best, cells)),
         runs=tuple(_share(run, fits) for run in runs),
         cost_source=source,
         cost_fits=fits,

@@ -174,8 +174,8 @@ def fit_step(timings: pa.Table, model: str, operation: str) -> FittedStep:
 def _fit_packed(model: str, operation: str, packed: bytes) -> FittedStep:
     """Fit and cross-check; kept, because a study runs hundreds of simulations on the same timings."""
     cells = Cells(*np.frombuffer(packed, dtype=np.float64).reshape(len(Cells.__dataclass_fields__), -1))
-    curve = _fit(cells)
-    held_out = _leave_one_out(cells) if len(cells) >= _HELD_OUT_CELLS else None
+    curve = fit_curve(cells)
+    held_out = held_out_errors(cells)
     total = cells.batch * cells.new_tokens
     return FittedStep(
         model=model,
@@ -185,22 +185,29 @@ def _fit_packed(model: str, operation: str, packed: bytes) -> FittedStep:
         range=Range(
             float(total.min()), float(total.max()), float(cells.batch.max()), float(cells.context_tokens.max())
         ),
-        error=digits(np.mean(_relative(curve, cells)), 4),
-        held_out_error=None if held_out is None else digits(np.mean(held_out), 4),
-        held_out_worst=None if held_out is None else digits(np.max(held_out), 4),
+        error=digits(np.mean(np.abs(_relative(curve, cells))), 4),
+        held_out_error=None if held_out is None else digits(np.mean(np.abs(held_out)), 4),
+        held_out_worst=None if held_out is None else digits(np.max(np.abs(held_out)), 4),
     )
 
 
 def measured_cells(timings: pa.Table, model: str, operation: str) -> Cells:
     """Give the median seconds of every configuration of a chain step (tree steps are left out)."""
+    return repeated_cells(timings, model, operation)[0]
+
+
+def repeated_cells(timings: pa.Table, model: str, operation: str) -> tuple[Cells, list[FloatArray]]:
+    """Give the configurations of a chain step as `measured_cells` does, and the seconds of the repeats of each."""
     mine = pc.and_(pc.equal(timings["model"], model), pc.equal(timings["operation"], operation))
     table = timings.filter(pc.and_(mine, pc.is_null(timings["tree_nodes"])))
     keys = np.stack([table[name].to_numpy() for name in ("batch", "new_tokens", "context_tokens")], axis=1)
     seconds = table["seconds"].to_numpy()
-    cells, cell, repeats = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
-    medians = [np.median(seconds[cell.ravel() == i]) for i in range(len(cells))]
+    cells, cell = np.unique(keys, axis=0, return_inverse=True)
+    repeats = [np.asarray(seconds[cell.ravel() == i], dtype=np.float64) for i in range(len(cells))]
+    medians = np.array([np.median(one) for one in repeats], dtype=np.float64)
+    counts = np.array([len(one) for one in repeats], dtype=np.float64)
     batch, new_tokens, context = cells.T.astype(np.float64)
-    return Cells(batch, new_tokens, context, np.array(medians, dtype=np.float64), repeats.astype(np.float64))
+    return Cells(batch, new_tokens, context, medians, counts), repeats
 
 
 def hinges(tokens: FloatArray, knots: FloatArray) -> list[FloatArray]:
@@ -235,8 +242,8 @@ def curve_of(knots: FloatArray, solution: FloatArray) -> Curve:
     return Curve(knots, values, beyond, batch_s, context_s, wide_s)
 
 
-def _fit(cells: Cells) -> Curve:
-    """Solve for non-negative steps of f between knots and non-negative linear terms."""
+def fit_curve(cells: Cells) -> Curve:
+    """Solve for non-negative steps of f between knots and non-negative linear terms (`FittedStep`)."""
     total, context = cells.batch * cells.new_tokens, cells.batch * cells.context_tokens
     knots = np.concatenate(([0.0], np.unique(total)[1:]))
     columns = [np.ones_like(total), *hinges(total, knots), context]
@@ -250,13 +257,15 @@ def _fit(cells: Cells) -> Curve:
 
 def _relative(curve: Curve, cells: Cells) -> FloatArray:
     predicted = curve.seconds(cells.batch, cells.batch * cells.new_tokens, cells.batch * cells.context_tokens)
-    return np.asarray(np.abs(predicted / cells.seconds - 1), dtype=np.float64)
+    return np.asarray(predicted / cells.seconds - 1, dtype=np.float64)
 
 
-def _leave_one_out(cells: Cells) -> FloatArray:
-    """Give the relative error on each cell of the fit to all the others."""
+def held_out_errors(cells: Cells) -> FloatArray | None:
+    """Give the signed relative error on each cell of the fit to all the others; None with fewer than four cells."""
+    if len(cells) < _HELD_OUT_CELLS:
+        return None
     index = np.arange(len(cells))
-    return np.concatenate([_relative(_fit(cells[index != i]), cells[index == i]) for i in index])
+    return np.concatenate([_relative(fit_curve(cells[index != i]), cells[index == i]) for i in index])
 
 
 def digits(value: Any, kept: int = _DIGITS) -> float:

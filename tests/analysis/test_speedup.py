@@ -10,7 +10,8 @@ from drawn import clustered, drawn_runs, given_runs, partly, played
 
 from analysis.bootstrap import ClusterBootstrap
 from analysis.grid import Cell, CellRun, baselines, grid_cells, run_cell, run_grid
-from analysis.speedup import best_lengths, crossovers, speedup_cells
+from analysis.schedule import crossovers
+from analysis.speedup import best_lengths, speedup_cells
 from calibration.errors import CostError
 
 LINEAR = {
