@@ -73,7 +73,7 @@ class CostDraws:
         self._known: dict[tuple[str, str], StepDraws | None] = {}
 
     def of(self, model: str, operation: str) -> StepDraws | None:
-        """Give the draws of one operation of `model`; None where its cost was not fitted, or has no held-out error."""
+        """Give the draws of one operation of `model`; None where nothing was fitted or held out."""
         key = (model, operation)
         if key not in self._known:
             self._known[key] = self._drawn(self._timings, model, operation)
@@ -113,9 +113,7 @@ class CostDraws:
         return np.stack(seconds, axis=1), np.stack(factors, axis=1)
 
 
-def _by_configuration(
-    steps: Steps, mine: NDArray[np.bool_], draws: StepDraws
-) -> list[tuple[int, NDArray[np.int64]]]:
+def _by_configuration(steps: Steps, mine: NDArray[np.bool_], draws: StepDraws) -> list[tuple[int, NDArray[np.int64]]]:
     """Kinds of steps that took time, by the timed configuration nearest to them."""
     kinds = np.flatnonzero(mine & (steps.seconds.sum(axis=0) > 0))
     nearest = draws.nearest(steps.batch[kinds], steps.new_tokens[kinds])

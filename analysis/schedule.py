@@ -37,9 +37,11 @@ class Schedule:
     """Draft lengths to recommend by batch size, 0 meaning no speculation: they do not grow with the batch.
 
     Each length may be the best at its batch size (`BestLength.indistinct_with_costs`, or ``indistinct`` where the
-    error of the costs is not known); of all such schedules it is the one with the least regret: what its lengths
-    reach less than the fastest ones, summed as logarithms of throughput. ``regrets`` are these shares by batch size.
-    ``breaks`` lists batch sizes whose sets fit no such schedule (as few as possible): each keeps its fastest length.
+    error of the costs is not known), is above 0 where speculation pays, and is itself shown to pay with costs where
+    the fastest one is: a gain that is shown is not given up for one that is not. Of all such schedules it is the one
+    with the least regret: what its lengths reach less than the fastest ones, summed as logarithms of throughput.
+    ``regrets`` are these shares by batch size, if the costs are as fitted. ``breaks`` lists batch sizes that fit no
+    such order (as few as possible): each keeps its fastest length.
     """
 
     drafter: str
@@ -68,18 +70,12 @@ def crossovers(best: Iterable[BestLength]) -> list[Crossover]:
 
 def schedules(best: Iterable[BestLength], cells: Iterable[SpeedupCell]) -> list[Schedule]:
     """Recommend draft lengths over batch size, per drafter and domain of `best`; `cells` have their speed-ups."""
-    speedups: dict[tuple[str, int, str | None], dict[int, float]] = {}
+    by_row: dict[tuple[str, int, str | None], list[SpeedupCell]] = {}
     for cell in cells:
-        if cell.speedup.value:
-            table = speedups.setdefault((cell.drafter, cell.batch, cell.domain), {0: 1.0})
-            table[cell.draft_tokens] = cell.speedup.value
+        by_row.setdefault((cell.drafter, cell.batch, cell.domain), []).append(cell)
     found = []
     for (drafter, domain), rows in _by_drafter(best).items():
-        regrets = []
-        for row in rows:
-            table = speedups[drafter, row.batch, domain]
-            alike = row.indistinct if row.indistinct_with_costs is None else row.indistinct_with_costs
-            regrets.append({k: math.log(max(table.values()) / table[k]) for k in alike if k in table})
+        regrets = [_regrets(row, by_row[drafter, row.batch, domain]) for row in rows]
         lengths, broken = falling(regrets)
         found.append(
             Schedule(
@@ -92,6 +88,18 @@ def schedules(best: Iterable[BestLength], cells: Iterable[SpeedupCell]) -> list[
             )
         )
     return found
+
+
+def _regrets(row: BestLength, cells: Sequence[SpeedupCell]) -> dict[int, float]:
+    """The lengths that may be recommended in place of the fastest one, and what each falls short of it."""
+    speedups = {0: 1.0} | {cell.draft_tokens: cell.speedup.value for cell in cells if cell.speedup.value}
+    alike = set(row.indistinct if row.indistinct_with_costs is None else row.indistinct_with_costs)
+    if row.pays:
+        alike.discard(0)
+    if row.pays_with_costs:
+        alike &= {cell.draft_tokens for cell in cells if cell.pays_with_costs}
+    fastest = max(speedups.values())
+    return {k: math.log(fastest / speedups[k]) for k in sorted(alike) if k in speedups}
 
 
 def falling(regrets: Sequence[Mapping[int, float]]) -> tuple[tuple[int, ...], tuple[int, ...]]:

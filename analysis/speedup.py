@@ -64,13 +64,19 @@ class SpeedupCell:
         """Whether it is shown to pay whatever the fitted costs err by; None where their error is not known."""
         return None if self.with_costs is None else self.pays and _above(self.with_costs)
 
+    @property
+    def within_costs(self) -> bool:
+        """Whether it pays for the requests alone: the gain is within the error of the fitted costs."""
+        return self.pays and self.pays_with_costs is False
+
 
 @dataclass(frozen=True)
 class BestLength:
     """The draft length with the highest simulated throughput at one batch size, 0 meaning: do not speculate.
 
-    ``speculative_tokens`` is the best length above 0 and ``speedup``, ``simultaneous`` and ``with_costs`` are those of
-    its `SpeedupCell`, below 1 where ``draft_tokens`` is 0. ``indistinct`` lists every length, 0 among them, that may
+    ``speculative_tokens`` is the length above 0 that says most for speculation: of those shown to pay (with costs
+    before those for the requests alone) the fastest, else the fastest; ``speedup``, ``simultaneous`` and ``with_costs`` are those of
+    its `SpeedupCell`. ``indistinct`` lists every length, 0 among them, that may
     be the best one (multiple comparisons with the best at 95%, over requests), ``indistinct_with_costs`` those that
     may be once the costs are drawn too; None where their error is not known. ``pays``: the simultaneous interval over
     requests lies above 1; ``pays_with_costs``: the one over requests and costs does too. ``loses``: at every length
@@ -285,7 +291,11 @@ def best_length(compared: LengthsCompared) -> BestLength:
     cells, values = compared.cells, compared.requests.values
     lengths = (0, *(cell.draft_tokens for cell in cells))
     best = int(np.nanargmax(values))
-    chosen = cells[int(np.nanargmax(values[1:]))]
+    # The bounds hold for all cells at once, so any that lies above 1 tells; which is the fastest is another question.
+    chosen = max(
+        (cell for cell in cells if cell.speedup.value is not None),
+        key=lambda cell: (bool(cell.pays_with_costs), cell.pays, cell.speedup.value or 0.0),
+    )
     widest = [cell.with_costs or cell.simultaneous for cell in cells]
     return BestLength(
         drafter=chosen.drafter,

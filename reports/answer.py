@@ -1,8 +1,13 @@
-"""Question and answer in words: what pays, by how much, and where it stops paying."""
+"""Question and answer in words: what pays, by how much, and at which batch sizes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+from analysis.bootstrap import FEW, Estimate
 from analysis.findings import Findings
+from analysis.schedule import Crossover
 from analysis.speedup import BestLength, SpeedupCell
 from reports.text import acceptance_label, estimate, listing, named
 
@@ -20,31 +25,76 @@ def question(findings: Findings) -> str:
     which = f"does the {how} drafter speed" if count == 1 else f"which of the {number(count)} {how} drafters speeds"
     return (
         f"With the verifier {named(facts.models[0].name)} on {named(facts.device)}, {which} up decoding, "
-        "by how much, with what draft length, and up to which batch size?"
+        "by how much, with what draft length, and at which batch sizes?"
     )
 
 
 def verdict(findings: Findings) -> str:
-    """The answer in one or two sentences."""
+    """The answer in two to four sentences."""
     head, name = findings.answer.headline, named(findings.answer.headline.drafter)
     if head.pays:
         return (
-            f"{name} pays at batch {head.batch}: drafting {tokens(head.speculative_tokens)} a round gives "
-            f"{interval(head)} times the throughput of no speculation. {crossing(findings)}"
+            f"{name} {where_it_pays(findings.answer.crossover)}. At batch {head.batch} drafting "
+            f"{tokens(head.speculative_tokens)} a round gives {interval(head)} times the throughput of no "
+            f"speculation.{_requests_only(findings.answer.crossover)}"
         )
-    count = len(findings.drafters)
-    nothing = "the drafter does not pay" if count == 1 else f"none of the {number(count)} drafters pays"
-    where = f"at batch {head.batch}" if findings.answer.paying else "at any batch size simulated"
+    rank = "fastest" if (head.speedup.value or 0) > 1 else "least slow"
     return (
-        f"No: {nothing} {where}. The least slow at batch {head.batch} is {name} drafting "
-        f"{tokens(head.speculative_tokens)}: {interval(head)} times the throughput of no speculation."
+        f"{_no(findings)} The {rank} at batch {head.batch} is {name} drafting {tokens(head.speculative_tokens)}: "
+        f"{interval(head)} times the throughput of no speculation."
     )
+
+
+def _no(findings: Findings) -> str:
+    """That nothing is shown to pay at the smallest batch size, or that everything loses, and who pays at others."""
+    head, paying = findings.answer.headline, findings.answer.paying
+    rows = [r for r in findings.best if r.domain is None and (not paying or r.batch == head.batch)]
+    where = f"at batch {head.batch}" if paying else "at any batch size simulated"
+    count = len(findings.drafters)
+    lost = all(row.loses for row in rows)
+    nothing = "the drafter does not pay" if count == 1 else f"none of the {number(count)} drafters pays"
+    unknown = "the drafter is not" if count == 1 else f"none of the {number(count)} drafters is"
+    sentences = [f"No: {nothing} {where}." if lost else f"Not shown: {unknown} shown to pay {where}."]
+    for crossover in findings.crossovers:
+        if crossover.domain is None and crossover.drafter in paying:
+            only = _requests_only(crossover)
+            sentences.append(f"{named(crossover.drafter)} {where_it_pays(crossover)}.{only}")
+    return " ".join(sentences)
+
+
+def where_it_pays(crossover: Crossover) -> str:
+    """``pays at batch 1, 4 and 8; not shown at batch 2``: every simulated batch size is in one list."""
+    parts = [("pays", crossover.pays), ("not shown", crossover.not_shown), ("loses", crossover.loses)]
+    told = [f"{word} at batch {sizes(batches)}" for word, batches in parts if batches]
+    if len(told) == 1 and len(crossover.pays) > 1:
+        return f"pays at every batch size simulated ({sizes(crossover.pays)})"
+    return "; ".join(told)
+
+
+def _requests_only(crossover: Crossover) -> str:
+    """At which batch sizes the gain is within the error of the fitted costs, as a sentence after a space."""
+    if not crossover.within_costs:
+        return ""
+    return (
+        f" At batch {sizes(crossover.within_costs)} that holds for the requests only: the gain is within the error "
+        "of the fitted costs."
+    )
+
+
+def pays_at(crossover: Crossover) -> str:
+    """Batch sizes that pay as a table cell, those that pay for the requests only in brackets: ``1, (4), (8)``."""
+    cells = [f"({b})" if b in crossover.within_costs else f"{b}" for b in crossover.pays]
+    return ", ".join(cells) or "none shown"
+
+
+def sizes(batches: Sequence[int]) -> str:
+    """Batch sizes as a list in words."""
+    return listing([str(batch) for batch in batches])
 
 
 def explanation(findings: Findings) -> list[str]:
     """The sentences below the verdict: why, what of the other drafters, what of single domains."""
     parts = (
-        _caution(findings),
         _repetition(findings),
         _why(findings),
         _lengths(findings),
@@ -52,21 +102,6 @@ def explanation(findings: Findings) -> list[str]:
         _by_domain(findings),
     )
     return [sentence for sentence in parts if sentence]
-
-
-def crossing(findings: Findings) -> str:
-    """Where speculation with the headline's drafter stops paying, as a sentence."""
-    crossover = findings.answer.crossover
-    if crossover.last_paying is None:
-        return "It pays at no batch size simulated."
-    if crossover.first_not_paying is None:
-        return f"It pays at every batch size simulated, up to {crossover.last_paying}."
-    after = best_at(findings, crossover.drafter, crossover.first_not_paying)
-    if after is not None and (after.speedup.value or 0) > 1:
-        shown = f"batch {crossover.first_not_paying} ({estimate(after.speedup)})"
-        return f"It is shown to pay up to batch {crossover.last_paying}, no longer at {shown}."
-    near = f"; the speed-up falls through 1 near batch {crossover.batch:.2g}" if crossover.batch else ""
-    return f"It stops paying between batch {crossover.last_paying} and batch {crossover.first_not_paying}{near}."
 
 
 def cell(findings: Findings, row: BestLength) -> SpeedupCell:
@@ -81,11 +116,12 @@ def best_at(findings: Findings, drafter: str, batch: int, domain: str | None = N
     return next(rows, None)
 
 
-def gain_is_sure(findings: Findings, row: SpeedupCell | BestLength) -> bool:
-    """Whether a speed-up differs from 1 by more than the error of the fitted costs (true where that is not known)."""
-    draft_tokens = row.draft_tokens if isinstance(row, SpeedupCell) else row.speculative_tokens
-    error = findings.run(row.drafter, draft_tokens, row.batch).cost_error
-    return error is None or row.speedup.value is None or abs(row.speedup.value - 1) > error
+def judged(row: SpeedupCell | BestLength) -> Estimate:
+    """The interval that a sentence on `row` stands on: simultaneous, with the error of the fitted costs where known.
+
+    Where it pays for the requests alone, which is then said, the interval is that over requests.
+    """
+    return row.simultaneous if row.with_costs is None or row.within_costs else row.with_costs
 
 
 def number(count: int) -> str:
@@ -100,29 +136,13 @@ def tokens(count: int) -> str:
 
 def interval(row: BestLength) -> str:
     """The speed-up with its interval in words."""
-    value = row.speedup
+    value = judged(row)
     if value.value is None or value.low is None or value.high is None:
-        return f"{estimate(value)} (no interval)"
-    return f"{value.value:.2f} (95% interval {value.low:.2f} to {value.high:.2f})"
-
-
-def _caution(findings: Findings) -> str:
-    """What the error of the fitted costs does to the verdict."""
-    head, again = findings.answer.headline, findings.answer.crossover.pays_again
-    error = findings.run(head.drafter, head.speculative_tokens, head.batch).cost_error
-    parts = []
-    if head.pays and error is not None:
-        size = "more" if gain_is_sure(findings, head) else "less"
-        parts.append(
-            f"The gain at batch {head.batch} is {size} than the error of the fitted costs ({100 * error:.0f}%)."
-        )
-    if again and head.pays:
-        rows = [r for b in again if (r := best_at(findings, head.drafter, b)) is not None]
-        gains = [f"batch {r.batch} ({r.speedup.value:.2f})" for r in rows]
-        unsure = [r for r in rows if not gain_is_sure(findings, r)]
-        doubt = ", smaller than that error" if len(unsure) == len(rows) else ""
-        parts.append(f"The simulation shows a gain again at {listing(gains)}{doubt}.")
-    return " ".join(parts)
+        few = f": {row.speedup.requests} requests are too few" if row.speedup.requests < FEW else ""
+        return f"{estimate(row.speedup)} (no simultaneous interval{few})"
+    over = "requests and fitted costs" if value is row.with_costs else "requests"
+    few = f" from {value.requests}, by Student's t" if value.requests < FEW else ""
+    return f"{value.value:.2f} (simultaneous 95% interval {value.low:.2f} to {value.high:.2f} over {over}{few})"
 
 
 def _repetition(findings: Findings) -> str:
@@ -140,8 +160,7 @@ def _why(findings: Findings) -> str:
         return ""
     sentence = (
         f"At batch {head.batch} a round of {named(head.drafter)} commits {got.tokens_per_round:.2f} "
-        f"tokens, bonus included, and costs as much as {got.break_even_tokens:.2f} steps of plain decoding: "
-        "that many tokens are what it needs to break even."
+        f"tokens, bonus included; its break-even tokens per round are {got.break_even_tokens:.2f}."
     )
     plain = {r.batch: r for r in findings.runs if r.draft_tokens == 0}
     run = findings.run(head.drafter, head.speculative_tokens, head.batch)
@@ -179,13 +198,13 @@ def _others(findings: Findings) -> str:
         rows = [row for name in idle if (row := best_at(findings, name, head.batch)) is not None]
         closest = max(rows, key=lambda row: row.speedup.value or 0)
         got = cell(findings, closest)
-        who = f"{named(idle[0])} pays" if len(idle) == 1 else f"The other {number(len(idle))} drafters pay"
+        who = f"{named(idle[0])} is" if len(idle) == 1 else f"The other {number(len(idle))} drafters are"
         needs = ""
         if got.break_even_tokens is not None:
-            needs = f": a round commits {got.tokens_per_round:.2f} tokens and would need {got.break_even_tokens:.2f}"
+            needs = f": {got.tokens_per_round:.2f} tokens per round, break-even {got.break_even_tokens:.2f}"
         sentences.append(
-            f"{who} at no batch size simulated; the closest at batch {head.batch}, {named(closest.drafter)}, reaches "
-            f"{estimate(closest.speedup)}{needs}."
+            f"{who} shown to pay at no batch size simulated; the closest at batch {head.batch}, "
+            f"{named(closest.drafter)}, reaches {estimate(judged(closest))}{needs}."
         )
     return " ".join(sentences)
 
@@ -193,14 +212,15 @@ def _others(findings: Findings) -> str:
 def _also_pays(findings: Findings, drafter: str) -> str:
     """Where another drafter pays, and whether it can be told apart from the headline's."""
     head = findings.answer.headline
-    batches = [r.batch for r in findings.best if r.drafter == drafter and r.domain is None and r.pays]
-    sentence = f"{named(drafter)} also pays, at batch {listing([str(b) for b in sorted(batches)])}"
+    crossover = next(c for c in findings.crossovers if c.drafter == drafter and c.domain is None)
+    only = f" (at batch {sizes(crossover.within_costs)} for the requests only)" if crossover.within_costs else ""
+    sentence = f"{named(drafter)} also pays, at batch {sizes(crossover.pays)}{only}"
     row = best_at(findings, drafter, head.batch)
     if row is None or not row.pays:
         return f"{sentence}."
-    overlap = (row.speedup.high or 0) >= (head.speedup.low or 0)
+    overlap = (judged(row).high or math.inf) >= (judged(head).low or 0)
     doubt = "; the intervals overlap" if overlap else ""
-    reach = f"{estimate(row.speedup)} drafting {tokens(row.speculative_tokens)}"
+    reach = f"{estimate(judged(row))} drafting {tokens(row.speculative_tokens)}"
     return f"{sentence}; at batch {head.batch} it reaches {reach}{doubt}."
 
 
@@ -211,11 +231,17 @@ def _by_domain(findings: Findings) -> str:
         return ""
     rows.sort(key=lambda row: -(row.speedup.value or 0))
     paying = [f"{named(r.domain or '')} ({r.speedup.value:.2f})" for r in rows if r.pays]
+    unsure = [named(r.domain or "") for r in rows if r.within_costs]
+    only = ""
+    if unsure:
+        which = "" if len(unsure) == len(paying) else f" on {listing(unsure)}"
+        only = f" That holds for the requests only{which}: the gain is within the error of the fitted costs."
     if len(paying) == len(rows):
-        return f"It pays on every domain: {listing(paying)}."
+        return f"It pays on every domain: {listing(paying)}.{only}"
     other = [named(r.domain or "") for r in rows if not r.pays]
     if paying:
-        return f"By domain, {named(head.drafter)} pays on {listing(paying)}; not shown to pay on {listing(other)}."
+        where = f"{named(head.drafter)} pays on {listing(paying)}"
+        return f"By domain, at batch {head.batch}, {where}; not shown to pay on {listing(other)}.{only}"
     best = rows[0]
-    where = f"{named(best.domain or '')} ({estimate(best.speedup)})"
-    return f"It is not shown to pay on any single domain; it does best on {where}."
+    at = f"{named(best.domain or '')} ({estimate(judged(best))})"
+    return f"It is not shown to pay on any single domain; it does best on {at}."

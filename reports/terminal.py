@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from analysis.findings import Findings
-from reports.answer import best_at, cell, verdict
+from reports.answer import best_at, cell, judged, pays_at, verdict
 from reports.text import estimate, sample, short
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def summary_table(findings: Findings) -> Table:
         title_justify="left",
     )
     table.add_column("drafter", no_wrap=True)
-    for name in ("draft", "speed-up", "tokens", "needed", "pays up to"):
+    for name in ("draft", "speed-up", "tokens", "break-even", "pays at"):
         table.add_column(name, justify="right", no_wrap=True)
     for drafter in findings.drafters:
         best = best_at(findings, drafter, batch)
@@ -40,10 +40,10 @@ def summary_table(findings: Findings) -> Table:
         table.add_row(
             Text(short(drafter)),
             str(best.speculative_tokens),
-            Text(estimate(best.speedup), style="bold" if best.pays else ""),
+            Text(estimate(judged(best)), style="bold" if best.pays else ""),
             "-" if got.tokens_per_round is None else f"{got.tokens_per_round:.2f}",
             "-" if got.break_even_tokens is None else f"{got.break_even_tokens:.2f}",
-            "-" if crossover.last_paying is None else str(crossover.last_paying),
+            pays_at(crossover),
         )
     return table
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from analysis.findings import Findings
 from analysis.speedup import BestLength, SpeedupCell
-from reports.answer import gain_is_sure
+from reports.answer import judged
 from reports.figures.drawing import (
     Drawing,
     draw_line,
@@ -44,25 +44,34 @@ def speedup_by_batch(findings: Findings) -> Drawing:
     leading = [row for row in rows if row.drafter == head.drafter]
     _name_lengths(ax, leading)
     _batch_axis(ax, findings.settings.batches)
-    banded = _cost_band(ax, findings, leading)
+    banded = _cost_band(ax, leading)
     ax.set_ylabel(f"Speed-up over no speculation ({TIMES})", rotation_mode="anchor")
-    ax.set_ylim(0, max(1.2, 1.12 * max((r.speedup.high or r.speedup.value or 1) for r in rows)))
+    tops = [r.speedup.high or r.speedup.value or 1 for r in rows]
+    tops += [r.with_costs.high for r in leading if r.with_costs is not None and r.with_costs.high is not None]
+    ax.set_ylim(0, min(max(1.2, 1.12 * max(tops)), 2 * max(1.2, *tops[: len(rows)])))
     handles, names = ax.get_legend_handles_labels()
     order = sorted(range(len(names)), key=lambda i: handles[i] in ax.lines or handles[i] in ax.collections)
     figure.legend([handles[i] for i in order], [names[i] for i in order], loc="outside lower center", ncols=4)
-    grey = "Grey: gains and losses smaller than the held-out error of the fitted costs. " if banded else ""
+    grey = ""
+    if banded:
+        grey = (
+            f" Grey: for {short(head.drafter)}, the 95% interval that holds for every drafter, length and batch size "
+            "at once, over requests and fitted costs."
+        )
     return Drawing(
         "speedup-by-batch",
         to_svg(figure),
-        f"Throughput relative to no speculation, each drafter at its best draft length there (written for "
-        f"{short(head.drafter)}). Bars: 95% intervals over requests. {grey}Hollow marks: costs extrapolated. "
-        f"{label(findings, sim_label(findings))}",
+        "Throughput relative to no speculation, each drafter at its fastest draft length there (of those shown to "
+        "pay, where some are; written for "
+        f"{short(head.drafter)}). Bars: 95% intervals over requests, of a length chosen beforehand.{grey} Hollow "
+        f"marks: costs extrapolated. {label(findings, sim_label(findings))}",
         f"Line chart of speed-up against batch size for {count} drafters. At batch {head.batch} the best is "
-        f"{short(head.drafter)} with {estimate(head.speedup)} times; the line at 1 marks no speculation.",
+        f"{short(head.drafter)} with {estimate(judged(head))} times; the line at 1 marks no speculation.",
         data=tuple(
             {"drafter": r.drafter, "batch": r.batch, "draft_tokens": r.speculative_tokens}
             | record("speedup", r.speedup)
-            | {"pays": r.pays, "extrapolated": r.extrapolated}
+            | _bounds(r)
+            | {"pays": r.pays, "pays_with_costs": r.pays_with_costs, "extrapolated": r.extrapolated}
             for r in rows
         ),
     )
@@ -83,19 +92,31 @@ def speedup_map(findings: Findings) -> Drawing:
     return Drawing(
         "speedup-map",
         to_svg(figure),
-        "Speed-up over no speculation by draft length and batch size. Lighter is faster. A frame marks cells whose "
-        "95% interval lies above 1, dashed where the gain is smaller than the held-out error of the costs; a star, "
+        "Speed-up over no speculation by draft length and batch size. Lighter is faster. A frame marks cells that "
+        "are shown to pay (bounds for all cells at once), dashed where for the requests only; a star, "
         f"costs extrapolated. {label(findings, sim_label(findings))}",
         f"Annotated maps of speed-up, one for each of {len(findings.drafters)} drafters, with draft lengths "
         f"{lengths[0]} to {lengths[-1]} as rows and batch sizes {batches[0]} to {batches[-1]} as columns.",
         data=tuple(
             {"drafter": c.drafter, "draft_tokens": c.draft_tokens, "batch": c.batch}
             | record("speedup", c.speedup)
+            | _bounds(c)
             | {"tokens_per_round": c.tokens_per_round, "break_even_tokens": c.break_even_tokens}
             | {"extrapolated": c.extrapolated}
             for c in cells.values()
         ),
     )
+
+
+def _bounds(row: BestLength | SpeedupCell) -> dict[str, float | None]:
+    """The simultaneous bounds of `row` as columns, over requests, and over requests and costs."""
+    costs = row.with_costs
+    return {
+        "simultaneous_low": row.simultaneous.low,
+        "simultaneous_high": row.simultaneous.high,
+        "with_costs_low": None if costs is None else costs.low,
+        "with_costs_high": None if costs is None else costs.high,
+    }
 
 
 def _name_lengths(ax: Axes, rows: Sequence[BestLength]) -> None:
@@ -115,18 +136,19 @@ def _batch_axis(ax: Axes, batches: Sequence[int]) -> None:
     ax.set_xlabel("Batch size (requests decoded together)")
 
 
-def _cost_band(ax: Axes, findings: Findings, rows: Sequence[BestLength]) -> bool:
-    """Shade around 1 the error of the costs of the runs behind `rows`; false where it is not known."""
-    runs = [findings.run(row.drafter, row.speculative_tokens, row.batch) for row in rows]
-    known = [(run.batch, run.cost_error) for run in runs if run.cost_error is not None]
+def _cost_band(ax: Axes, rows: Sequence[BestLength]) -> bool:
+    """Shade the interval over requests and costs of `rows`; false where it is not known."""
+    known = [
+        (row.batch, row.with_costs.low, row.with_costs.high)
+        for row in rows
+        if row.with_costs is not None and row.with_costs.low is not None and row.with_costs.high is not None
+    ]
     if not known:
         return False
     left, right = ax.get_xlim()
-    band = [(left, known[0][1]), *known, (right, known[-1][1])]
-    low, high = [1 - error for _, error in band], [1 + error for _, error in band]
-    ax.fill_between(
-        [x for x, _ in band], low, high, color="#e4e4e4", lw=0, zorder=0, label="within the error of costs"
-    )
+    band = [(left, *known[0][1:]), *known, (right, *known[-1][1:])]
+    x, low, high = zip(*band, strict=True)
+    ax.fill_between(x, low, high, color="#e4e4e4", lw=0, zorder=0, label="with the error of costs")
     return True
 
 
@@ -151,8 +173,8 @@ def _map(ax: Axes, findings: Findings, cells: Sequence[Sequence[SpeedupCell | No
     )
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
-            if cell is not None and cell.speedup.low is not None and cell.speedup.low > 1:
-                _frame(ax, x, y, sure=gain_is_sure(findings, cell))
+            if cell is not None and cell.pays:
+                _frame(ax, x, y, sure=not cell.within_costs)
     ax.tick_params(length=0)
     ax.tick_params(axis="y", rotation=0)
     ax.grid(visible=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from analysis.findings import Findings
-from analysis.speedup import Crossover
 from reports import answer
 from reports.document import Table, table
 from reports.sections.common import acceptance_row
@@ -30,18 +29,19 @@ def summary(findings: Findings) -> Table:
                 relative,
                 "\u2014" if accepted is None else f"{accepted:.2f}",
                 f"{best.speculative_tokens}",
-                estimate(best.speedup),
+                estimate(answer.judged(best)),
                 _plain(got.tokens_per_round),
                 _plain(got.break_even_tokens),
-                _pays_up_to(crossover),
+                answer.pays_at(crossover),
             )
         )
     return table(
         f"Every drafter at batch {head.batch}, all domains: its size relative to the verifier, accepted per "
-        f"drafted at draft length {k}, its best draft length, the speed-up there with its 95% interval, tokens "
-        "per round (bonus included) obtained and needed to break even, and the largest batch up to which it "
-        f"pays. [{acceptance_label(findings)}, {sim_label(findings)}; {sample(findings)}]",
-        ("Drafter", "Size", "Accepted", "Best length", "Speed-up", "Tokens", "Needed", "Pays up to"),
+        f"drafted at draft length {k}, its fastest draft length (of those shown to pay, where some are), the speed-up "
+        f"there with the 95% interval that decides what pays (over {_over(findings)}, for all drafters, lengths and "
+        "batch sizes at once), tokens per round (bonus included), break-even tokens per round, and the batch sizes at "
+        f"which it is shown to pay (in brackets: for the requests only). [{acceptance_label(findings)}, {sim_label(findings)}; {sample(findings)}]",
+        ("Drafter", "Size", "Accepted", "Length", "Speed-up", "Tokens", "Break-even", "Pays at batch"),
         rows,
         "lrrrrrrr",
         ("1", *("auto",) * 7),
@@ -52,7 +52,5 @@ def _plain(value: float | None) -> str:
     return "\u2014" if value is None else f"{value:.2f}"
 
 
-def _pays_up_to(crossover: Crossover) -> str:
-    if crossover.last_paying is None:
-        return "never"
-    return f"{crossover.last_paying}" + ("" if crossover.first_not_paying else " or more")
+def _over(findings: Findings) -> str:
+    return "requests" if findings.answer.headline.with_costs is None else "requests and fitted costs"
