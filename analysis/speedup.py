@@ -75,9 +75,9 @@ class BestLength:
     """The draft length with the highest simulated throughput at one batch size, 0 meaning: do not speculate.
 
     ``speculative_tokens`` is the length above 0 that says most for speculation: of those shown to pay (with costs
-    before those for the requests alone) the fastest, else the fastest; ``speedup``, ``simultaneous`` and ``with_costs`` are those of
-    its `SpeedupCell`. ``indistinct`` lists every length, 0 among them, that may
-    be the best one (multiple comparisons with the best at 95%, over requests), ``indistinct_with_costs`` those that
+    before those for the requests alone) the fastest, else the fastest; ``speedup``, ``simultaneous`` and
+    ``with_costs`` are those of its `SpeedupCell`. ``indistinct`` lists every length, 0 among them, that may be the
+    best one (multiple comparisons with the best at 95%, over requests), ``indistinct_with_costs`` those that
     may be once the costs are drawn too; None where their error is not known. ``pays``: the simultaneous interval over
     requests lies above 1; ``pays_with_costs``: the one over requests and costs does too. ``loses``: at every length
     tried, the widest of these intervals lies below 1.

@@ -37,10 +37,11 @@ def summary(findings: Findings) -> Table:
         )
     return table(
         f"Every drafter at batch {head.batch}, all domains: its size relative to the verifier, accepted per "
-        f"drafted at draft length {k}, its fastest draft length (of those shown to pay, where some are), the speed-up "
-        f"there with the 95% interval that decides what pays (over {_over(findings)}, for all drafters, lengths and "
-        "batch sizes at once), tokens per round (bonus included), break-even tokens per round, and the batch sizes at "
-        f"which it is shown to pay (in brackets: for the requests only). [{acceptance_label(findings)}, {sim_label(findings)}; {sample(findings)}]",
+        f"drafted at draft length {k}, its fastest draft length (of those shown to pay, where some are), the "
+        f"speed-up there with the 95% interval that decides what pays (over {_over(findings)}, for all drafters, "
+        "lengths and batch sizes at once), tokens per round (bonus included), break-even tokens per round, and the "
+        "batch sizes at which it is shown to pay (in brackets: for the requests only). "
+        f"[{acceptance_label(findings)}, {sim_label(findings)}; {sample(findings)}]",
         ("Drafter", "Size", "Accepted", "Length", "Speed-up", "Tokens", "Break-even", "Pays at batch"),
         rows,
         "lrrrrrrr",

@@ -51,10 +51,11 @@ def _headline_by_batch(findings: Findings) -> Table:
             length = f"{row.speculative_tokens}"
             rows.append((f"{batch}", length, *intervals, _reading(row), f"{recommended[batch]}"))
     return table(
-        f"{short(drafter)} at its fastest length by batch size (of those shown to pay, where some are), all domains: the speed-up with the 95% "
-        "interval of a length chosen beforehand; the simultaneous one that holds for every drafter, length and batch "
-        "size tried, over requests, and over requests and fitted costs; what is said of it; and the length to use, "
-        f"which does not grow with the batch where the data cannot tell. [{sim_label(findings)}; {sample(findings)}]",
+        f"{short(drafter)} at its fastest length by batch size (of those shown to pay, where some are), all domains: "
+        "the speed-up with the 95% interval of a length chosen beforehand; the simultaneous one that holds for every "
+        "drafter, length and batch size tried, over requests, and over requests and fitted costs; what is said of "
+        "it; and the length to use, which does not grow with the batch where the data cannot tell. "
+        f"[{sim_label(findings)}; {sample(findings)}]",
         ("Batch", "Length", "Speed-up", "Simultaneous", "With costs", "Verdict", "Recommended"),
         rows,
         "rrrrrlr",

@@ -10,7 +10,7 @@ from drawn import clustered, drawn_runs, given_runs, partly, played
 
 from analysis.bootstrap import ClusterBootstrap
 from analysis.grid import Cell, CellRun, baselines, grid_cells, run_cell, run_grid
-from analysis.schedule import crossovers
+from analysis.schedule import crossovers, falling, schedules
 from analysis.speedup import best_lengths, speedup_cells
 from calibration.errors import CostError
 
@@ -96,21 +96,85 @@ def test_a_domain_without_requests_of_the_drafter_has_no_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "last", "first", "batch", "again"),
+    ("seconds", "pays", "loses", "batch"),
     [
-        ([5.0, 8.0, 12.5], 2, 4, np.exp(np.log(2) + 0.25 / 0.45 * np.log(2)), ()),
-        ([5.0, 8.0, 9.0], 4, None, None, ()),
-        ([20.0, 20.0, 20.0], None, 1, None, ()),
-        ([5.0, 12.5, 5.0], 1, 2, np.exp(np.log(2) * 1.0 / 1.2), (4,)),
+        ([5.0, 8.0, 12.5], (1, 2), (4,), np.exp(np.log(2) + 0.25 / 0.45 * np.log(2))),
+        ([5.0, 8.0, 9.0], (1, 2, 4), (), None),
+        ([20.0, 20.0, 20.0], (), (1, 2, 4), None),
+        ([5.0, 12.5, 5.0], (1, 4), (2,), np.exp(np.log(2) * 1.0 / 1.2)),
+        ([5.0, 10.0, 5.0], (1, 4), (), 2.0),
     ],
 )
-def test_crossover(
-    seconds: list[float], last: int | None, first: int | None, batch: float | None, again: tuple[int, ...]
+def test_every_batch_size_pays_loses_or_shows_neither(
+    seconds: list[float], pays: tuple[int, ...], loses: tuple[int, ...], batch: float | None
 ) -> None:
     runs = [made(0, b, 10.0) for b in (1, 2, 4)] + [made(2, b, s) for b, s in zip((1, 2, 4), seconds, strict=True)]
     (found,) = crossovers(best_lengths(runs, SELF, bootstrap(), [None]))
-    assert (found.last_paying, found.first_not_paying, found.pays_again) == (last, first, again)
+    rest = tuple(b for b in (1, 2, 4) if b not in pays and b not in loses)
+    assert (found.pays, found.loses, found.not_shown, found.within_costs) == (pays, loses, rest, ())
     assert found.batch == (None if batch is None else pytest.approx(batch, rel=1e-5))
+
+
+def test_a_sure_length_is_named_before_a_faster_unsure_one() -> None:
+    """Draft 2 is faster on average, but only because of two requests; draft 1 gains on every one."""
+    unsure = np.array([1.0, 1.0] + [9.8, 10.2] * 7)
+    runs = [made(0, 1, 10.0, requests=16), made(1, 1, 9.0, requests=16), made(2, 1, unsure, requests=16)]
+    (best,) = best_lengths(runs, SELF, bootstrap(16), [None])
+    assert (best.draft_tokens, best.speculative_tokens, best.pays) == (2, 1, True)
+    assert best.speedup.value == pytest.approx(10 / 9, rel=1e-5)
+    cells = speedup_cells(runs, SELF, bootstrap(16), [None])
+    assert [cell.pays for cell in cells] == [True, False]
+
+
+def test_families_of_more_candidates_and_of_domains_widen_the_bounds() -> None:
+    rng = np.random.default_rng(2)
+    runs = [made(0, 1, 10.0, requests=24)]
+    runs += [made(k, 1, 9 * np.exp(rng.normal(0, 0.2, 24)), requests=24) for k in (1, 2, 3, 4)]
+    shared = ClusterBootstrap(["a", "b"] * 12, np.random.default_rng(0), draws=1000)
+    alone = speedup_cells(runs[:2], SELF, shared, [None])[0]
+    pooled, *domains = (c for c in speedup_cells(runs, SELF, shared, [None, "a", "b"]) if c.draft_tokens == 1)
+    assert alone.speedup == pooled.speedup
+    for narrow, wide in ((alone.speedup, alone.simultaneous), (alone.simultaneous, pooled.simultaneous)):
+        assert narrow.low is not None
+        assert wide.low is not None
+        assert wide.low < narrow.low * 1.02
+    assert pooled.simultaneous.low < alone.simultaneous.low  # type: ignore[operator]
+    assert all(d.simultaneous.low < pooled.simultaneous.low for d in domains)  # type: ignore[operator]
+    assert pooled.with_costs is None
+    assert pooled.pays_with_costs is None
+
+
+@pytest.mark.parametrize(
+    ("regrets", "keys", "broken"),
+    [
+        ([{2: 0.0}, {0: 0.1, 2: 0.0}, {8: 0.0, 2: 0.2}], (2, 2, 2), ()),
+        ([{2: 0.0, 4: 0.1}, {4: 0.0, 1: 0.2}], (4, 4), ()),
+        ([{2: 0.0, 4: 0.3}, {4: 0.0, 1: 0.2}], (2, 1), ()),
+        ([{2: 0.0}, {4: 0.0, 6: 0.1}, {1: 0.0}], (2, 4, 1), (0,)),
+        ([{0: 0.0}, {3: 0.0}, {3: 0.1, 2: 0.0}], (0, 3, 2), (0,)),
+        ([{1: 0.0, 2: 0.0}], (1,), ()),
+    ],
+)
+def test_schedules_fall_at_the_least_regret_or_say_what_breaks_them(
+    regrets: list[dict[int, float]], keys: tuple[int, ...], broken: tuple[int, ...]
+) -> None:
+    assert falling(regrets) == (keys, broken)
+
+
+def test_a_schedule_smooths_what_the_data_cannot_tell_and_keeps_what_they_can() -> None:
+    """At batch 1 draft 2 is surely best; at batch 2 longer drafts look best, by noise; at batch 4 nothing pays."""
+    rng = np.random.default_rng(3)
+    noise = np.exp(rng.normal(0, 0.15, 24))
+    runs = [made(0, b, 10.0 * noise, requests=24) for b in (1, 2, 4)]
+    for b, seconds in ((1, (5.0, 7.0)), (2, (7.0, 6.95)), (4, (12.0, 14.0))):
+        for k, s in zip((2, 4), seconds, strict=True):
+            runs.append(made(k, b, s * noise * np.exp(rng.normal(0, 0.01, 24)), requests=24))
+    runs[5] = dataclasses.replace(runs[5], engine_seconds=6.98 * noise * np.tile([0.9, 1.1], 12))
+    best = best_lengths(runs, SELF, bootstrap(24), [None])
+    (found,) = schedules(best, speedup_cells(runs, SELF, bootstrap(24), [None]))
+    assert (found.batches, found.breaks) == ((1, 2, 4), ())
+    assert found.draft_tokens == (2, 2, 0)
+    assert found.regrets[0] == found.regrets[2] == 0
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])

@@ -91,6 +91,13 @@ def test_broken_json_names_the_field(findings: Findings) -> None:
         Findings.from_json(json.dumps(raw))
 
 
+def test_findings_of_another_version_are_refused_as_such(findings: Findings) -> None:
+    raw = json.loads(findings.to_json()) | {"schema_version": 1}
+    del raw["schedules"]
+    with pytest.raises(ReportError, match=r"findings: schema_version must be 2, got 1: .* make them again"):
+        Findings.from_json(json.dumps(raw))
+
+
 def test_same_traces_same_findings(findings: Findings) -> None:
     again = study(clustered(np.random.default_rng(1), sequences=12, tokens=40), settings=SMALL, workers=2)
     assert again.to_json() == findings.to_json()
