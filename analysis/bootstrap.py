@@ -200,9 +200,8 @@ class Candidates:
 
     def part(self, columns: slice) -> Candidates:
         """Give some of the candidates."""
-        return Candidates(
-            self.values[columns], self.replicates[:, columns], self.clusters[columns], self.strata[columns], self.scale
-        )
+        clusters, strata = self.clusters[columns], self.strata[columns]
+        return Candidates(self.values[columns], self.replicates[:, columns], clusters, strata, self.scale)
 
     def simultaneous(self, level: float = LEVEL) -> list[Bounds]:
         """Bounds (low, high) of each candidate that hold for all of them together with probability `level`.

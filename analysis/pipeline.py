@@ -60,7 +60,7 @@ def study(
     return Findings(
         settings=chosen,
         provenance=_provenance(
-            traces, [cell_scenario(cell, chosen.costs or {}, chosen.seed) for cell in _one_each(cells)]
+            traces, [cell_scenario(cell, chosen.costs or {}, chosen.seed) for cell in _one_each(grid)]
         ),
         sizes=_sizes(traces),
         method=describe(chosen.draws),

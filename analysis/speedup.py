@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import Candidates, ClusterBootstrap, Estimate, Floats, number
+from analysis.bootstrap import Bounds, Candidates, ClusterBootstrap, Estimate, Floats, number
 from analysis.costdraws import CostDraws
 from analysis.grid import CellRun
 
@@ -174,6 +174,7 @@ def compare_lengths(
         family = [group for group in groups if (group.domain is None) == pooled]
         judged = zip(_together([g.requests for g in family]), _together([g.with_costs for g in family]), strict=True)
         for found, (bounds, with_costs) in zip(family, judged, strict=True):
+            assert bounds is not None  # every group has candidates over requests
             compared.append(found.judged(bootstrap, bounds, with_costs))
     return compared
 
@@ -267,7 +268,6 @@ class _Group:
         return LengthsCompared(tuple(cells), self.requests, self.with_costs)
 
 
-Bounds = tuple[float | None, float | None]
 """Ends of an interval; None where there is none."""
 
 
