@@ -13,7 +13,7 @@ whichever was picked, and `best_set` the candidates that may be the best.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -142,18 +142,58 @@ class ClusterBootstrap:
         domain: str | None = None,
         *,
         scale: Scale = "log",
+        errors: bool = True,
     ) -> Candidates:
         """Give the values of several candidates with their replicates, to be judged together (`simultaneous`).
 
         Arguments as those of `estimates`; each of the q values of `statistic` is one candidate. `scale`: see
-        `Candidates`.
+        `Candidates`. `errors`: whether to find the standard error of every replicate; the `statistic` must then be
+        smooth in the sums.
         """
         rows, total = self._resample(sums, domain)
         with np.errstate(divide="ignore", invalid="ignore"):
             values, replicates = statistic(rows.sum(axis=0)), statistic(total)
         requests, strata = self._informed(sums, domain)
         count = values.shape[0]
-        return Candidates(values, replicates, np.full(count, requests), np.full(count, strata), scale)
+        found = self._errors(statistic, sums, domain, scale) if errors and requests >= FEW else None
+        return Candidates(values, replicates, np.full(count, requests), np.full(count, strata), scale, found)
+
+    def _errors(
+        self, statistic: Callable[[Floats], Floats], sums: Floats, domain: str | None, scale: Scale
+    ) -> Floats | None:
+        """Standard errors of the statistic on its scale, of the data and of every replicate, shape (1 + draws, q).
+
+        By linearisation: the statistic's numerical gradient g in the sums gives each request i the influence g . x_i,
+        whose spread within the domains is the variance. None where that is too much work.
+        """
+        names = self.domains if domain is None else (domain,)
+        rows = np.concatenate([sums[self._rows[name]] for name in names])
+        counts = np.concatenate([self._counts[name] for name in names], axis=1)
+        counts = np.concatenate([np.ones((1, len(rows))), counts])
+        total = counts @ rows
+        step = 1e-6 * np.maximum(np.abs(total[0]), 1e-12)
+
+        def scaled(at: Floats) -> Floats:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = statistic(at)
+                return np.asarray(np.log(found) if scale == "log" else found)
+
+        count = scaled(total[0]).shape[0]
+        if total.size * count > _MOST_WORK:
+            return None
+        gradient = np.empty((count, *total.shape))
+        for column in range(total.shape[1]):
+            moved = np.zeros(total.shape[1])
+            moved[column] = step[column]
+            gradient[:, :, column] = ((scaled(total + moved) - scaled(total - moved)) / (2 * step[column])).T
+        sizes = np.cumsum([len(self._rows[name]) for name in names])[:-1]
+        found = np.zeros((len(total), count))
+        for index, slope in enumerate(gradient):
+            influence = slope @ rows.T
+            for share, part in zip(np.split(counts, sizes, axis=1), np.split(influence, sizes, axis=1), strict=True):
+                mean = (share * part).sum(axis=1, keepdims=True) / share.shape[1]
+                found[:, index] += (share * (part - mean) ** 2).sum(axis=1)
+        return np.asarray(np.sqrt(found))
 
     def _resample(self, sums: Floats, domain: str | None) -> tuple[Floats, Floats]:
         """Rows of the domain(s) and the resampled sums, shape (draws, m)."""
@@ -178,7 +218,8 @@ class Candidates:
 
     ``values`` (q,) and ``replicates`` (draws, q) are NaN where undefined. ``scale``: positive ones (ratios,
     throughputs) are compared as logarithms, differences as they are. ``clusters`` and ``strata`` (q,) count the
-    requests drawn and the domains they were drawn in.
+    requests drawn and the domains they were drawn in. ``errors`` (1 + draws, q): standard errors of the values and of
+    every replicate on their scale; None where they are not known.
     """
 
     values: Floats
@@ -186,6 +227,7 @@ class Candidates:
     clusters: NDArray[np.int64]
     strata: NDArray[np.int64]
     scale: Scale = "log"
+    errors: Floats | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Candidates]) -> Candidates:
@@ -196,12 +238,27 @@ class Candidates:
             np.concatenate([p.clusters for p in parts]),
             np.concatenate([p.strata for p in parts]),
             parts[0].scale,
+            None
+            if any(p.errors is None for p in parts)
+            else np.concatenate([p.errors for p in parts if p.errors is not None], axis=1),
         )
+
+    def spread_more_than(self, inner: Candidates) -> Candidates:
+        """Give these candidates with errors: those of `inner`, the same ones with less chance, and what is beyond.
+
+        `inner` holds the requests' chance alone, these also another source of it, independent of the requests.
+        """
+        if inner.errors is None:
+            return self
+        with np.errstate(invalid="ignore"):
+            wide, narrow = (np.nanvar(one._scaled(one.replicates), axis=0) for one in (self, inner))
+        return replace(self, errors=np.sqrt(inner.errors**2 + np.maximum(wide - narrow, 0.0)))
 
     def part(self, columns: slice) -> Candidates:
         """Give some of the candidates."""
         clusters, strata = self.clusters[columns], self.strata[columns]
-        return Candidates(self.values[columns], self.replicates[:, columns], clusters, strata, self.scale)
+        errors = None if self.errors is None else self.errors[:, columns]
+        return Candidates(self.values[columns], self.replicates[:, columns], clusters, strata, self.scale, errors)
 
     def simultaneous(self, level: float = LEVEL) -> list[Bounds]:
         """Bounds (low, high) of each candidate that hold for all of them together with probability `level`.
@@ -212,17 +269,42 @@ class Candidates:
         is carried over to n - h degrees of freedom at the same tail, and s by sqrt(n / (n - h)). One candidate alone
         gets Student's interval. (None, None) where a candidate has no interval. Approximate in the same sense as
         every bootstrap.
+
+        Where the standard error of every replicate is known, each deviation is divided by its own (bootstrap-t; Hall
+        1988), and the two ends have critical values of their own at half the tail each: times of requests are skewed,
+        so that a speed-up that came out high has a small error, and one critical value for both ends would say "pays"
+        two to three times too often.
         """
         usable, errors, deviations = self._studentised()
         none: list[Bounds] = [(None, None)] * len(self.values)
         if not usable.any():
             return none
+        if self.errors is not None:
+            return self._bootstrap_t(self.errors, usable, level)
         critical = np.quantile(np.abs(deviations[:, usable]).max(axis=1), level)
         reach = self._reach(float(critical), self.clusters, self.strata) * errors
         if self.scale == "log":
             low, high = self.values * np.exp(-reach), self.values * np.exp(reach)
         else:
             low, high = self.values - reach, self.values + reach
+        return [
+            (number(float(a)), number(float(b))) if ok else (None, None)
+            for a, b, ok in zip(low, high, usable, strict=True)
+        ]
+
+    def _bootstrap_t(self, errors: Floats, usable: NDArray[np.bool_], level: float) -> list[Bounds]:
+        """Bounds by deviations of replicates over their own errors, with a critical value for each end."""
+        values = self._scaled(self.values)
+        with np.errstate(invalid="ignore"):
+            centred = _filled(self._scaled(self.replicates) - values)
+            # A replicate of hardly more than one request has next to no spread; it must not decide the critical value.
+            own = np.maximum(errors[1:], _LEAST_ERROR * errors[0])
+            own = np.where(own > 0, own, np.inf)
+        studentised = np.where(usable, centred / own, 0.0)[:, usable]
+        ends = [float(np.quantile(side.max(axis=1), (1 + level) / 2)) for side in (studentised, -studentised)]
+        low, high = values - ends[0] * errors[0], values + ends[1] * errors[0]
+        if self.scale == "log":
+            low, high = np.exp(np.clip(low, -700, 700)), np.exp(np.clip(high, -700, 700))
         return [
             (number(float(a)), number(float(b))) if ok else (None, None)
             for a, b, ok in zip(low, high, usable, strict=True)
@@ -317,6 +399,12 @@ def _extreme(bounds: Sequence[Bounds], pick: Callable[[list[float]], float]) -> 
         return None, None
     return pick(lows), pick(highs)
 
+
+_MOST_WORK = 60_000_000
+"""Numbers in the gradients of a statistic over all replicates, from which on they are too much to hold."""
+
+_LEAST_ERROR = 0.1
+"""Standard error of a replicate is taken to be at least this share of that of the data."""
 
 _EQUAL = 1e-12
 """Differences of logarithms below this are rounding."""

@@ -195,6 +195,11 @@ class _Timed:
             columns.append(drawn[0])
         return cls(run, np.concatenate(columns, axis=1), None if drawn is None else drawn[1])
 
+    @property
+    def plain(self) -> _Timed:
+        """The same without the times by step."""
+        return _Timed(self.run, self.sums[:, :2], None)
+
 
 def _speedups(timed: Sequence[_Timed], *, with_costs: bool) -> Callable[[Floats], Floats]:
     """The statistic: throughput of each run over that of the first, from the sums of `timed` side by side.
@@ -234,10 +239,13 @@ class _Group:
         estimates = bootstrap.estimates(statistic, sums, domain)
         if all(one.value is None for one in estimates):
             return None
+        plain = np.concatenate([one.sums[:, :2] for one in timed], axis=1)  # the costs by step are not needed here
+        requests = bootstrap.candidates(_speedups([one.plain for one in timed], with_costs=False), plain, domain)
         with_costs = None
         if all(one.factors is not None for one in timed):
-            with_costs = bootstrap.candidates(_speedups(timed, with_costs=True), sums, domain)
-        return cls(domain, timed, estimates, bootstrap.candidates(statistic, sums, domain), with_costs)
+            drawn = bootstrap.candidates(_speedups(timed, with_costs=True), sums, domain, errors=False)
+            with_costs = drawn.spread_more_than(requests)
+        return cls(domain, timed, estimates, requests, with_costs)
 
     def judged(
         self, bootstrap: ClusterBootstrap, bounds: Sequence[Bounds], with_costs: Sequence[Bounds] | None
@@ -266,9 +274,6 @@ class _Group:
                 )
             )
         return LengthsCompared(tuple(cells), self.requests, self.with_costs)
-
-
-"""Ends of an interval; None where there is none."""
 
 
 def _together(groups: Sequence[Candidates | None]) -> Iterator[list[Bounds] | None]:
