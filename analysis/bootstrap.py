@@ -297,7 +297,7 @@ class Candidates:
         values = self._scaled(self.values)
         with np.errstate(invalid="ignore"):
             centred = _filled(self._scaled(self.replicates) - values)
-            # A replicate of hardly more than one request has next to no spread; it must not decide the critical value.
+            # A replicate of little more than one request has next to no spread; it must not decide.
             own = np.maximum(errors[1:], _LEAST_ERROR * errors[0])
             own = np.where(own > 0, own, np.inf)
         studentised = np.where(usable, centred / own, 0.0)[:, usable]

@@ -66,6 +66,25 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """How the winner does where it was not chosen: beside the best fixed length and no speculation, on fresh seeds.
+
+    `how`: what was run, in words; `unit` of the three values. `over_baseline` and `over_fixed`: how many times better
+    the winner is, above 1 being better also where small numbers are good; each interval by itself, none where it is
+    compared with itself. `pays`: whether the interval of `over_baseline` lies above 1.
+    """
+
+    how: str
+    unit: str
+    best: Estimate
+    best_fixed: Estimate
+    baseline: Estimate
+    over_baseline: Estimate
+    over_fixed: Estimate
+    pays: bool
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A candidate that could not be run, and why."""
 
@@ -140,7 +159,9 @@ class TuneFindings:
     `best` has the best mean among the feasible candidates of the last rung (`feasible` False: none was, and it has
     the highest attainment). `best_fixed` is the best single drafter at one fixed length, which always reaches the
     last rung; `baseline` runs without speculation. `runners_up` cannot be told apart from the best. `first_run` is
-    the objective of the best on the scenario's own seed: what ``simulate`` gives for best.toml.
+    the objective of the best on the scenario's own seed: what ``simulate`` gives for best.toml (None where the search
+    ran under another load). All of these come from the runs that chose; `judged` is the result. `searched`: what load
+    the search ran under, in words; empty where it is the scenario's own.
     """
 
     scenario: str
@@ -156,7 +177,9 @@ class TuneFindings:
     candidates: tuple[Scored, ...]
     skipped: tuple[Skipped, ...]
     compared: int
-    first_run: float
+    first_run: float | None
+    judged: Judgement
+    searched: str
     oracles: tuple[OracleGap, ...]
     sensitivity: tuple[SensitivityPoint, ...]
     batch_lengths: tuple[BatchLength, ...]

@@ -10,7 +10,7 @@ from typing import Any
 from calibration.errors import ScenarioError, did_you_mean
 from simulator.scenario import Objectives, Scenario
 
-OBJECTIVES = ("throughput", "goodput", "cost", "energy")
+OBJECTIVES = ("throughput", "goodput", "latency", "cost", "energy")
 ATTAINMENT = 0.99
 """Share of requests that must keep the objectives, unless told otherwise."""
 _UNITS = {
@@ -18,6 +18,7 @@ _UNITS = {
     "goodput": "requests/s within the SLO",
     "cost": "USD per million output tokens",
     "energy": "joules per output token",
+    "latency": "ms per output token after the first (mean TPOT)",
 }
 
 
@@ -50,6 +51,7 @@ class Goal:
 
 
 _MISSING = {
+    "latency": "the runs give no TPOT: outputs of one token have none",
     "throughput": "the runs give no throughput",
     "goodput": "needs service-level objectives, e.g. --slo ttft_ms=500,tpot_ms=50",
     "cost": "needs a price, e.g. --price-per-hour 2.5, or costs.usd_per_hour in the scenario",
@@ -81,6 +83,7 @@ def make_goal(scenario: Scenario, objective: str, attainment: float = ATTAINMENT
         "goodput": "request_goodput",
         "cost": "usd_per_million_output_tokens",
         "energy": "joules_per_million_output_tokens",
+        "latency": "mean_tpot_ms",
     }[objective]
     scale = 1e-6 if objective == "energy" else 1.0
     larger = objective in ("throughput", "goodput")

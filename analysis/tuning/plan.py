@@ -65,13 +65,12 @@ def make_length(scenario: Scenario, recorded: int, divide: int = 1) -> Length:
     if stated is None and seconds is None:
         requests = _open_number(load, recorded, copies)
     if divide > 1 and requests is not None:
-        requests = max(requests // divide // copies, min(_LEAST, requests // copies)) * copies
+        # An open loop is never shortened: its end, when the engine runs empty, would weigh too much.
+        shorter = divide if load.kind == "closed" else 1
+        requests = max(requests // shorter // copies, min(_LEAST, requests // copies)) * copies
     if requests is not None and requests != stated:
         overrides["workload.requests"] = requests
         changed["workload.requests"] = f"{requests}, not {'all' if stated is None else stated}{_why(divide)}"
-    if divide > 1 and requests is None and seconds is not None:
-        overrides["workload.duration_s"] = seconds / divide
-        changed["workload.duration_s"] = f"{seconds / divide:g}, not {seconds:g}{_why(divide)}"
     served = None if requests is None else requests / copies
     drawn = served is not None and served < recorded and getattr(load, "mix", None) is None and load.kind != "csv"
     share = served / recorded if drawn and served is not None else None

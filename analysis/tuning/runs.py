@@ -25,6 +25,8 @@ from simulator.scenario import Scenario
 
 Progress = Callable[[str, int, int], None]
 _SEEDS = 64
+FIRST_FRESH = _SEEDS
+"""Number of the first seed that no search uses: replications of a search are numbered below it."""
 LEAST = 3
 """Replications that are made whatever the clock says: fewer give no interval worth the name."""
 
@@ -103,6 +105,21 @@ class Runs:
         scenarios = [with_seed(self.scenario(candidate), seeds[r]) for candidate, r in todo]
         self._run(stage, todo, scenarios, until)
         return [candidate for candidate in ready if candidate.name not in self.skipped]
+
+    def fill_fresh(self, stage: str, candidates: Sequence[Candidate], number: int) -> None:
+        """Run every candidate on `number` seeds that no search uses; `ScenarioError` where one cannot be run."""
+        seeds = replication_seeds(self.base.scenario.seed, FIRST_FRESH + number)
+        todo = [(candidate, FIRST_FRESH + r) for r in range(number) for candidate in candidates]
+        scenarios = [with_seed(self.scenario(candidate), seeds[r]) for candidate, r in todo]
+        self._run(stage, todo, scenarios, None)
+        for candidate in candidates:
+            if candidate.name in self.skipped:
+                raise self.fault(candidate)
+
+    def fresh(self, candidate: Candidate, read: Callable[[Mapping[str, Any]], float], number: int) -> Floats:
+        """Give what `read` finds in `number` runs of `candidate` on fresh seeds."""
+        found = (self._summaries[candidate.name, FIRST_FRESH + r] for r in range(number))
+        return np.array([read(one) for one in found], dtype=np.float64)
 
     def _run(
         self, stage: str, todo: list[tuple[Candidate, int]], scenarios: list[Scenario], until: float | None

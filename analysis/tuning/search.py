@@ -17,13 +17,23 @@ from typing import Any
 from analysis.tuning.batches import batch_lengths, batch_sizes, grid, table
 from analysis.tuning.candidate import Base, Candidate, make_base
 from analysis.tuning.distances import oracle_gaps, sensitivity
-from analysis.tuning.findings import BatchLength, Plan, Scored, Skipped, TuneFindings
+from analysis.tuning.findings import BatchLength, Judgement, Plan, Scored, Skipped, TuneFindings
 from analysis.tuning.goal import ATTAINMENT, Goal, make_goal
 from analysis.tuning.halving import Judge, ascend, best_of
 from analysis.tuning.hybrids import hybrids
 from analysis.tuning.intervals import interval, widening
+from analysis.tuning.judging import (
+    AS_GIVEN,
+    SUSTAINED,
+    Finalists,
+    judge_on_fresh_seeds,
+    judge_sustained,
+    requests_of,
+    searched,
+    setting_of,
+)
 from analysis.tuning.plan import plan_by_clock, plan_by_user
-from analysis.tuning.runs import Progress, Runs
+from analysis.tuning.runs import LEAST, Progress, Runs
 from analysis.tuning.space import (
     budgets,
     by_batch,
@@ -110,7 +120,19 @@ def tune(
     recorded = traces if traces is not None else read_traces(scenario)
     priced = _priced(scenario, settings)
     goal = make_goal(priced, settings.objective, settings.attainment)
-    search = _Search(priced, settings, goal, recorded, traces, store, progress, clock, began)
+    load, told = priced, ""
+    setting = setting_of(priced, settings.objective)
+    if setting != AS_GIVEN:
+        base = make_base(priced, recorded, settings.drafters, _tables(priced, settings))
+        known = select_sequences(recorded, domains=priced.traces.domains, drafter=base.names).ids
+        middle = sorted(settings.draft_tokens)[len(settings.draft_tokens) // 2]
+        pilot = base.make(fixed(base, base.names[0], middle).overrides)
+        number = requests_of(priced, known)
+        load, told = searched(priced, setting, pilot, number, settings.attainment, recorded, settings.workers)
+        objective = "goodput" if setting == SUSTAINED else settings.objective
+        goal = make_goal(load, objective, settings.attainment)
+    search = _Search(load, settings, goal, recorded, traces, store, progress, clock, began)
+    search.origin, search.setting, search.searched = priced, setting, told
     return search.run()
 
 
@@ -163,6 +185,7 @@ class _Search:
         self.runs = Runs(self.base, given, settings.workers, store, progress, clock)
         self.judge = Judge(self.runs, goal, widening(self.plan.share), number)
         self.baseline = nothing(self.base)
+        self.origin, self.setting, self.searched = scenario, AS_GIVEN, ""
         self.left: dict[str, str] = {}
         self.cuts: list[str] = []
         self.lengths: tuple[BatchLength, ...] = ()
@@ -301,8 +324,9 @@ class _Search:
         gone = [c for c in tried if c not in staying]
         final = {c.name: self._scored(c, best, number, len(staying) - 1) for c in order}
         final |= {c.name: self._scored(c, best, min(self.runs.count(c), number), 1) for c in gone}
+        judged = self._judged(best, alone)
         self.runs.retell()
-        scenario = self.runs.scenario(best)
+        scenario = self._answer(best)
         provenance = self.runs.summary(best)["provenance"]
         return TuneFindings(
             scenario=self.scenario.name,
@@ -318,7 +342,9 @@ class _Search:
             candidates=tuple(final.values()),
             skipped=tuple(Skipped(name, reason) for name, reason in self.runs.skipped.items()),
             compared=len(staying) - 1,
-            first_run=self.goal.value(self.runs.summary(best)),
+            first_run=None if self.searched else self.goal.value(self.runs.summary(best)),
+            judged=judged,
+            searched=self.searched,
             oracles=oracle_gaps(self.judge, self.bounds, best, alone),
             sensitivity=sensitivity(self.judge, tried, best, min(shared, number)),
             batch_lengths=self.lengths,
@@ -327,6 +353,23 @@ class _Search:
             best_toml=scenario.to_toml(),
             evidence=Evidence.of(self.runs.summary(one)["provenance"] for one in (best, alone)),
         )
+
+    def _answer(self, candidate: Candidate) -> Scenario:
+        """Give the scenario of `candidate` under the workload that was asked about."""
+        if not self.searched:
+            return self.runs.scenario(candidate)
+        extra = _tables(self.origin, self.settings)
+        return make_base(self.origin, self.traces, self.settings.drafters, extra).make(candidate.overrides)
+
+    def _judged(self, best: Candidate, alone: Candidate) -> Judgement:
+        """Judge the winner where it was not chosen."""
+        if self.setting == SUSTAINED:
+            winner = self._answer(best) if best is not self.baseline else None
+            finalists = Finalists(winner, self._answer(alone))
+            slo, share = self.origin.slo, self.settings.attainment
+            return judge_sustained(finalists, self.goal, slo, share, self.traces, self.settings.workers)
+        number = max(self.plan.rungs[-1].replications, LEAST)
+        return judge_on_fresh_seeds(self.judge, best, alone, self.baseline, number)
 
     def _scored(self, candidate: Candidate, best: Candidate, number: int, comparisons: int) -> Scored:
         gap = self.judge.behind(candidate, best, number, max(1, comparisons))

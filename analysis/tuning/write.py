@@ -59,7 +59,9 @@ def best_scenario(findings: TuneFindings, scenario: Scenario, folder: Path) -> s
     goal, value = findings.goal, findings.best.value
     lines = [
         f"{findings.best.name}: the best found for {goal.objective}.",
-        f"{goal.unit}: {value.text} over {findings.best.replications} seeds; {findings.first_run:.6g} on this one.",
+        f"{findings.judged.unit}: {findings.judged.best.text} ({findings.judged.how}).",
+        f"In the search {goal.unit}: {value.text} over {findings.best.replications} seeds"
+        + ("." if findings.first_run is None else f"; {findings.first_run:.6g} on this one."),
         *(f"{key} is {why}." for key, why in findings.plan.changed.items()),
     ]
     comments = "".join(f"# {_one_line(line)}\n" for line in lines)

@@ -48,8 +48,9 @@ def _numbers(option: str, text: str | None) -> tuple[int, ...]:
 def tune(scenario: str, out: str, engines: tuple[str, ...], models: tuple[str, ...], **options: Any) -> None:
     """Find the best drafter, draft length, policy and budget for SCENARIO (a TOML file).
 
-    Its own drafter and stopping policy are not used; traces, workload, engine and prices are. All candidates run on
-    the same luck, most of them briefly; the answer has an interval, with all settings that come as close.
+    Its own drafter and stopping policy are not used; traces, workload, engine and costs are. All candidates run on
+    common random numbers, most of them briefly; the winner is judged on seeds that did not choose it. With an open
+    loop, goodput means the rate that is sustained within the SLO, as a capacity plan finds it.
     """
     import dataclasses
 
@@ -100,7 +101,10 @@ def _table(findings: TuneFindings) -> Any:
     from rich.table import Table
 
     goal = findings.goal
-    shown = Table(title=f"{goal.objective} [simulated; {findings.best.replications} seeds]", title_justify="left")
+    shown = Table(
+        title=f"{goal.objective} in the search [simulated; {findings.best.replications} seeds, which chose the best]",
+        title_justify="left",
+    )
     for column, justify in (("", "left"), ("candidate", "left"), (goal.unit, "right"), ("behind the best", "right")):
         shown.add_column(column, justify=justify)  # type: ignore[arg-type]
     rows = [("best", findings.best), *(("as good", one) for one in findings.runners_up)]
@@ -116,11 +120,23 @@ def _table(findings: TuneFindings) -> Any:
     return shown
 
 
+def _judged(findings: TuneFindings) -> str:
+    """The result: how the winner does on runs that did not choose it."""
+    judged = findings.judged
+    text = f"judged by {judged.how}: {judged.best.text} {judged.unit}"
+    if findings.best.name == findings.baseline.name:
+        return f"{text}; no speculation is the best found"
+    word = "better than" if judged.pays else "not shown to be better than"
+    return f"{text}, {judged.over_baseline.text} times as good as no speculation ({judged.baseline.text}): {word} it"
+
+
 def _lines(findings: TuneFindings) -> list[str]:
     """What else there is to know: the oracle, exports, cuts and notes."""
     from reports.evidence import evidence_line
 
-    lines = [] if findings.evidence is None else [f"stands on: {evidence_line([('', findings.evidence)])}"]
+    lines = [_judged(findings)]
+    lines += [] if findings.evidence is None else [f"stands on: {evidence_line([('', findings.evidence)])}"]
+    lines += [f"searched under {findings.searched}"] if findings.searched else []
     for gap in findings.oracles:
         if gap.reached.value is not None:
             lines.append(f"{gap.name}: the best reaches {100 * gap.reached.value:.0f}% of it")

@@ -30,15 +30,19 @@ def tuning_part(findings: TuneFindings) -> Part:
 
 
 def _answer(findings: TuneFindings) -> Paragraph:
-    best, plain_run = findings.best, findings.baseline
-    text = f"{_quoted(best)} reaches {estimate(best.value, _digits(best.value))} {findings.goal.unit} (simulated)"
-    if best.name != plain_run.name and plain_run.behind.value is not None:
-        text += f"; no speculation differs from it by {percent(plain_run.behind, 1)} per cent"
+    best, judged = findings.best, findings.judged
+    value = estimate(judged.best, _digits(judged.best))
+    text = f"{_quoted(best)} reaches {value} {judged.unit} (simulated; {judged.how})"
+    if best.name != findings.baseline.name:
+        shown = "" if judged.pays else ", which does not show that it pays"
+        text += f": {estimate(judged.over_baseline)} times as good as no speculation{shown}"
     text += "."
     if findings.runners_up:
         names = [_quoted(one) for one in findings.runners_up[:3]]
         more = len(findings.runners_up) - len(names)
-        text += f" Not to be told apart from it: {listing([*names, *([f'{more} more'] if more else [])])}."
+        text += (
+            f" In the search not to be told apart from it: {listing([*names, *([f'{more} more'] if more else [])])}."
+        )
     if not findings.feasible:
         text += " No setting keeps the service-level objectives."
     return Paragraph(text, "Settings.")
@@ -80,11 +84,13 @@ def _method(findings: TuneFindings) -> Paragraph:
         else " Intervals are for these requests alone."
     )
     cuts = f" The time budget cut: {listing(list(plan.cuts))}." if plan.cuts else ""
+    where = f" The search ran under {plain(findings.searched)}." if findings.searched else ""
     return Paragraph(
         f"{len(findings.candidates)} settings of {named(findings.scenario)} were compared for {goal.objective} "
         f"({goal.unit}{constraint}) by successive halving over {plan.rungs[0].replications} to "
-        f"{findings.best.replications} seeds of {each}, all on the same luck; {METHOD}, differences in the last rung "
-        f"adjusted for {findings.compared} comparisons (Bonferroni).{share} Costs: {plain(findings.costs)}.{cuts}"
+        f"{findings.best.replications} seeds of {each}, all on common random numbers; {METHOD}, differences in the "
+        f"last rung adjusted for {findings.compared} comparisons (Bonferroni). The winner was then judged by "
+        f"{findings.judged.how}.{share} Costs: {plain(findings.costs)}.{cuts}{where}"
     )
 
 
@@ -97,8 +103,8 @@ def _ranking(findings: TuneFindings) -> Block:
     rows = [_row(one, labels.get(one.name, "as good"), findings) for one in shown[:12]]
     attained = ("Within SLO",) if findings.goal.slo else ()
     return table(
-        f"Best, runners-up that cannot be told apart from it, best single drafter at a fixed length, and no "
-        f"speculation. Behind: paired difference, in per cent of the best. "
+        "What the search saw, on the runs that chose: best, runners-up that cannot be told apart from it, best "
+        "single drafter at a fixed length, and no speculation. Behind: paired difference, in per cent of the best. "
         f"[simulated; {findings.best.replications} seeds, n = {findings.plan.recorded} recorded requests]",
         ("", "Setting", findings.goal.unit[0].upper() + findings.goal.unit[1:], "Behind (%)", *attained),
         rows,
@@ -163,7 +169,7 @@ def _guidelines(findings: TuneFindings) -> list[Paragraph]:
 def _limits(findings: TuneFindings) -> list[Paragraph]:
     notes = list(findings.notes)
     notes.append(
-        "the best of many settings looks a little better than it is, because it was chosen by the runs that judge it"
+        "the best of many settings looks a little better than it is, in the runs of the search, which chose it; that is why it is judged on others"
     )
     if findings.plan.chosen_by == "clock":
         notes.append("how many seeds were run follows from a timing on the machine that searched")
