@@ -169,7 +169,8 @@ def _guidelines(findings: TuneFindings) -> list[Paragraph]:
 def _limits(findings: TuneFindings) -> list[Paragraph]:
     notes = list(findings.notes)
     notes.append(
-        "the best of many settings looks a little better than it is, in the runs of the search, which chose it; that is why it is judged on others"
+        "in the runs of the search the best of many settings looks a little better than it is, as they chose it; "
+        "that is why it is judged on others"
     )
     if findings.plan.chosen_by == "clock":
         notes.append("how many seeds were run follows from a timing on the machine that searched")

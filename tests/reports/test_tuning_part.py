@@ -72,7 +72,8 @@ def test_figures_are_vectors_with_data_labels_and_their_n(part: Part) -> None:
 def test_the_answer_says_the_number_its_interval_and_what_comes_as_close(findings: TuneFindings, part: Part) -> None:
     text = part.answer.text
     assert f"\u2018{findings.best.name}\u2019 reaches" in text
-    assert f"{findings.best.value.value:.1f} ({findings.best.value.low:.1f}" in text
+    assert f"{findings.judged.best.value:.1f} ({findings.judged.best.low:.1f}" in text
+    assert findings.judged.how in text
     if findings.runners_up:
         assert f"\u2018{named(findings.runners_up[0].name)}\u2019" in text
     alone = dataclasses.replace(findings, runners_up=(), feasible=False)
@@ -98,7 +99,7 @@ def test_cuts_notes_and_the_winners_curse_are_limits(findings: TuneFindings) -> 
     assert "last rung: 3 of 16 replications" in words
     limits = " ".join(paragraph.text for paragraph in part.limits)
     assert "Something odd." in limits
-    assert "chosen by the runs that judge it" in limits
+    assert "as they chose it" in limits
     assert "timing on the machine" in limits
 
 
