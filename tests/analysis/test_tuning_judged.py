@@ -85,7 +85,7 @@ NAMES = ["none", "fixed", *(f"policy {i}" for i in range(30))]
 
 
 def test_a_winner_of_many_that_do_not_pay_is_rarely_said_to_pay() -> None:
-    """All candidates are as good as none: the runs that chose say "better" in a fifth of searches, fresh ones hardly."""
+    """All are as good as none: the runs that chose say "better" in a fifth of searches, fresh ones hardly ever."""
     rng = np.random.default_rng(0)
     found = [judged(rng, dict.fromkeys(NAMES, 1.0)) for _ in range(400)]
     assert np.mean([pays for _, pays, _ in found]) <= 0.05  # nominal 2.5% on this side, and 3 standard errors
@@ -122,7 +122,7 @@ SLO = {"e2el_ms": 25_000.0}
 @pytest.mark.parametrize(("alpha", "pays"), [(0.95, True), (0.02, False)])
 @pytest.mark.filterwarnings("ignore::calibration.errors.ConvergenceWarning")
 def test_tune_and_capacity_agree(alpha: float, pays: bool) -> None:
-    """Far below saturation, where goodput is the load whatever is chosen, the answer is the rate that is sustained."""
+    """Far below saturation, where goodput is the load whatever is chosen, the sustained rate is the answer."""
     scenario, traces = given(POISSON, slo=SLO), world(alpha)
     found = tune(scenario, TuneSettings(objective="goodput", **QUICK), traces=traces)
     assert found.judged.pays == pays
