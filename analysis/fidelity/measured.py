@@ -16,7 +16,7 @@ from calibration.measured.run import MARKER
 from calibration.traces import TraceSet
 from simulator.arrays import FloatArray
 from simulator.loading import load_scenario
-from simulator.results.measure import measured_window
+from simulator.results.measure import measured_window, without_startup
 from simulator.results.metrics import measured, request_latencies, spread, throughputs
 from simulator.scenario import Scenario
 
@@ -87,13 +87,16 @@ def _summary(requests: pa.Table, steps: pa.Table, scenario: Scenario) -> dict[st
     if steps.num_rows == 0:
         del totals["engine_output_throughput"]
     kept = measured(requests, window)
-    ttft, tpot, e2el = request_latencies(kept)
+    steady, left_out = without_startup(scenario.workload, window, kept)
+    late = measured(requests, steady)
+    ttft, tpot, e2el = request_latencies(late)
     return {
         **totals,
         **window.describe(),
+        **left_out,
         **spread("ttft", ttft),
         **spread("tpot", tpot),
-        **spread("itl", _gaps(kept)),
+        **spread("itl", _gaps(late)),
         **spread("e2el", e2el),
         **_acceptance(requests),
     }

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
+
 from analysis.fidelity.measured import MeasuredCondition
 from calibration.errors import ExtrapolationWarning, ScenarioError
 from calibration.measured import MeasuredRun
 from calibration.measured.run import MARKER
 from simulator.experiments.pool import Outcome, run_all
+from simulator.keys.workload_settings import ClosedLoop
 from simulator.scenario import Costs, Observed, Scenario
 
 Progress = Callable[[int, int], None]
@@ -42,6 +46,29 @@ def priced(condition: MeasuredCondition, conditions: Sequence[MeasuredCondition]
         return scenario
     costs = scenario.costs.model_copy(update={"verifier": Observed(kind="observed", runs=runs)})
     return scenario.model_copy(update={"costs": costs})
+
+
+def predicted_scenario(condition: MeasuredCondition, conditions: Sequence[MeasuredCondition]) -> Scenario:
+    """Give the scenario of `condition` as it is simulated: with its costs, and its clients starting as measured."""
+    return started_as_measured(condition, priced(condition, conditions))
+
+
+def started_as_measured(condition: MeasuredCondition, scenario: Scenario) -> Scenario:
+    """Give `scenario` with its clients starting as far apart as those of the measured run, unless it says how far.
+
+    The median gap of the first arrivals, over repeats: 0 for engines driven from within, which take all at once.
+    """
+    load = scenario.workload
+    if not isinstance(load, ClosedLoop) or load.stagger_s is not None:
+        return scenario
+    requests = condition.run.requests
+    gaps = []
+    for repeat in range(condition.run.manifest.repeats):
+        own = requests.filter(pc.equal(requests["repeat"], repeat))
+        first = own.filter(pc.less(own["request_id"], load.concurrency))["arrival_s"].to_numpy()
+        gaps += np.diff(np.sort(first)).tolist()
+    apart = float(np.median(gaps)) if gaps else 0.0
+    return scenario.model_copy(update={"workload": load.model_copy(update={"stagger_s": apart})})
 
 
 def check_leaks(conditions: Sequence[MeasuredCondition]) -> None:
@@ -82,7 +109,7 @@ def predict(
     """
     check_leaks(conditions)
     found: dict[int, Outcome] = {}
-    scenarios = [priced(condition, conditions) for condition in conditions]
+    scenarios = [predicted_scenario(condition, conditions) for condition in conditions]
     for index, outcome in run_all(scenarios, workers=workers):
         if outcome.fault is not None:
             raise ScenarioError(f"{conditions[index].folder}: cannot be predicted: {outcome.fault}")

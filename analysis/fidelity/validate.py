@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from analysis.fidelity.counts import NOT_COUNTED, Count, counts
 from analysis.fidelity.crossover import crossovers
 from analysis.fidelity.measured import MeasuredCondition, find_conditions, summaries, text_note
-from analysis.fidelity.predict import Progress, own_steps, predict, price_notes, priced
+from analysis.fidelity.predict import Progress, own_steps, predict, predicted_scenario, price_notes
 from analysis.fidelity.split import PARTS, split_error
 from analysis.fidelity.table import QUANTITIES, Compared, Condition, Fidelity, Source
 from calibration.errors import PacelineError, ScenarioError, TraceError
@@ -56,7 +56,8 @@ def validate(folder: str | os.PathLike[str], *, workers: int = 2, progress: Prog
     outcomes = predict(found, workers=workers, progress=progress)
     texts = _Texts()
     conditions = [
-        _condition(one, outcome, texts, priced(one, found)) for one, outcome in zip(found, outcomes, strict=True)
+        _condition(one, outcome, texts, predicted_scenario(one, found))
+        for one, outcome in zip(found, outcomes, strict=True)
     ]
     pairs = [(condition, one.scenario) for condition, one in zip(conditions, found, strict=True)]
     names = dict.fromkeys(one.source for one in found)

@@ -113,6 +113,10 @@ class Limited(Section):
     rate_multiplier: Positive | None = None
 
 
+DEFAULT_STAGGER_S = 0.001
+"""Seconds between the starts of two clients of a closed loop: as long as a client program takes to send a request."""
+
+
 class ClosedLoop(Bound):
     """A fixed number of clients, each submitting its next request the moment its last one ends.
 
@@ -121,6 +125,12 @@ class ClosedLoop(Bound):
     copies of one sequence as one batch, the next sequence when all of them have ended (then `concurrency` is B too).
     With `think_s` a client thinks before each request, the first included: so many seconds, or, with `think_law`
     ``exponential``, so many on average.
+
+    Clients start one after the other, `stagger_s` apart (left out: 1 ms; 0 where the loop is kept full or serves
+    copies, which stand for an engine in full swing): a server sees the first request alone and prefills it by itself,
+    where clients in lock-step would share one large prefill. The first request of every client meets an engine that
+    is still filling up: it is left out of latency statistics, if as many others remain, unless `include_startup` is
+    true. A ``[measure]`` table replaces that rule. Throughput covers all requests either way.
     """
 
     kind: Literal["closed"]
@@ -131,6 +141,20 @@ class ClosedLoop(Bound):
     order: Order = "trace"
     think_s: Seconds | None = None
     think_law: Literal["constant", "exponential"] | None = None
+    stagger_s: Seconds | None = None
+    include_startup: bool = False
+
+    @property
+    def in_full_swing(self) -> bool:
+        """Whether the loop stands for an engine in full swing: kept full by fillers, or batches of copies."""
+        return self.keep_full or self.copies > 1
+
+    @property
+    def starts_apart_s(self) -> float:
+        """Seconds between the starts of two clients."""
+        if self.stagger_s is not None:
+            return self.stagger_s
+        return 0.0 if self.in_full_swing else DEFAULT_STAGGER_S
 
 
 class PoissonArrivals(Bound, Limited):

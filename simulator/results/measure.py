@@ -8,7 +8,7 @@ left out. Time shares, acceptance counts and the tables of a run always cover th
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from calibration.errors import ConvergenceWarning, ScenarioError
 from simulator.arrays import FloatArray, IntArray
+from simulator.keys.workload_settings import ClosedLoop, Workload
 from simulator.scenario import Measurement
 
 BATCH = 5
@@ -83,6 +84,22 @@ def measured_window(measure: Measurement | None, requests: pa.Table) -> Window:
             f"{last - first:.6g} s, got {given!r}"
         )
     return Window(ids[order][removed:], began, last, removed, method, began - first)
+
+
+def without_startup(load: Workload, window: Window, requests: pa.Table) -> tuple[Window, dict[str, int]]:
+    """Give what latencies are measured over, and for the summary how many requests of the start-up they leave out.
+
+    The first request of each client of a closed loop meets an engine that is filling up. It is left out where as many
+    others are measured, unless the scenario includes the start-up, chooses what is measured itself, or stands for an
+    engine in full swing. Nothing is left out of an open loop, and nothing said.
+    """
+    if not isinstance(load, ClosedLoop) or load.include_startup or load.in_full_swing or window.method is not None:
+        return window, {}
+    first = window.request_ids < load.concurrency
+    left = int(np.count_nonzero(first))
+    if len(first) - left < left:
+        return window, {"startup_requests": 0}
+    return replace(window, request_ids=window.request_ids[~first]), {"startup_requests": left}
 
 
 def _automatic(latency: FloatArray) -> int:

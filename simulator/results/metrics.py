@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from simulator.arrays import FloatArray
-from simulator.results.measure import Window, measured_window
+from simulator.results.measure import Window, measured_window, without_startup
 from simulator.results.record import Record, inter_token_latencies, longest_gaps
 from simulator.results.slo import goodput, money
 from simulator.scenario import Scenario
@@ -234,10 +234,12 @@ def service(record: Record, requests: pa.Table, iterations: pa.Table, scenario: 
     totals = throughputs(requests, iterations, window)
     kept = measured(requests, window)
     gaps = longest_gaps(record, kept["request_id"].to_numpy()) if scenario.slo is not None else np.zeros(0)
+    steady, left_out = without_startup(scenario.workload, window, kept)
     return {
         **totals,
         **window.describe(),
-        **latencies(record, requests, window),
+        **left_out,
+        **latencies(record, requests, steady),
         **({} if scenario.workload.kind == "closed" else latency_growth(requests, window)),
         **goodput(scenario.slo, kept, totals["duration"], gaps),
         **money(scenario.costs.usd_per_hour, totals["engine_output_throughput"]),

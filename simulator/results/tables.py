@@ -23,6 +23,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "completed": ("requests measured", ""),
         "warmup_requests_removed": ("left out as warm-up", ""),
         "warmup_removed_s": ("warm-up", "s"),
+        "startup_requests": ("left out of latencies as start-up", ""),
         "truncated_requests": ("cut short of their recording", ""),
         "resampled_requests": ("longer than their recording", ""),
         "resampled_tokens": ("output tokens resampled", ""),

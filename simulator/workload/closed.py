@@ -39,7 +39,7 @@ class ClosedSource:
         self._queue: deque[Request] = deque()
         first = loop.concurrency if loop.keep_full else min(loop.concurrency, self.counted)
         for client in range(first):
-            self._submit(str(client), 0.0)
+            self._submit(str(client), client * loop.starts_apart_s)
 
     def _submit(self, client: str | None, now: float) -> None:
         """Let `client` think, and then send its next request."""
