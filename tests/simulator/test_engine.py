@@ -127,7 +127,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 def run_case(case: dict[str, Any]) -> RunResult:
     traces = traces_of(case["runs"], prompts=case["prompts"], proposals=case["proposals"])
-    workload: dict[str, Any] = {"kind": "closed", "concurrency": case["clients"]}
+    workload: dict[str, Any] = {"kind": "closed", "concurrency": case["clients"], "stagger_s": 0.0}
     if case["clients"] is None:
         workload = {"kind": "poisson", "rate_rps": case["rate"]}
     costs = {**COSTS, "drafter": case["drafter"]}
@@ -244,7 +244,7 @@ def test_the_oracle_wastes_nothing() -> None:
 
 def test_a_busy_engine_is_full_and_first_tokens_come_first() -> None:
     traces = iid_traces(0.5, np.random.default_rng(0), sequences=30, output_tokens=40)
-    result = simulate(scenario(2, batch=4, workload={"concurrency": 6}), traces)
+    result = simulate(scenario(2, batch=4, workload={"concurrency": 6, "stagger_s": 0.0}), traces)
     iterations = result.iterations.to_pandas()
     decode = iterations[iterations["kind"] == "decode"].reset_index()
     # Six clients on four slots: full, and two waiting, until fewer than six requests are left.

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scenarios import scenario, traces_of
 from scipy import stats
 
-from simulator import Scenario, simulate
+from simulator import RunResult, Scenario, simulate
+from simulator.keys.workload_settings import DEFAULT_STAGGER_S
 from simulator.playback.replay import select_sequences
 from simulator.workload import ClosedSource, make_source
 
@@ -94,7 +95,8 @@ def test_think_times_are_exponential_and_belong_to_the_request() -> None:
     assert stats.kstest(thought, stats.expon(scale=2.0).cdf).pvalue > 0.01
     # Four clients: the same k-th think time, whoever the client is.
     several = closed(concurrency=4, requests=4000, think_s=2.0, think_law="exponential")
-    assert sorted(r.arrival_s for r in several.admit(math.inf, 4)) == pytest.approx(sorted(thought[:4]))
+    starts = [thought[client] + client * DEFAULT_STAGGER_S for client in range(4)]
+    assert sorted(r.arrival_s for r in several.admit(math.inf, 4)) == pytest.approx(sorted(starts))
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,3 +139,56 @@ def test_without_thinking_nothing_has_changed() -> None:
     thinking = simulate(scenario(2, workload={"concurrency": 3, "think_s": 0.0}), traces)
     assert thinking.requests.equals(plain.requests)
     assert thinking.iterations.equals(plain.iterations)
+
+
+def started(**load: Any) -> RunResult:
+    """Four clients, 12 requests, on an engine with room for all."""
+    traces = iid_traces(0.5, np.random.default_rng(0), sequences=12, output_tokens=30)
+    return simulate(scenario(None, batch=4, workload={"concurrency": 4, **load}), traces)
+
+
+def test_the_first_request_is_prefilled_alone_unless_all_start_at_once() -> None:
+    apart, together = started(), started(stagger_s=0.0)
+    assert sorted(apart.requests["arrival_s"].to_pylist())[:4] == pytest.approx([0.0, 0.001, 0.002, 0.003])
+    assert apart.iterations["emitted_tokens"][0].as_py() == 1
+    assert apart.iterations["kind"][0].as_py() == together.iterations["kind"][0].as_py() == "prefill"
+    assert together.iterations["emitted_tokens"][0].as_py() == 4
+    assert started(stagger_s=0.25).requests["arrival_s"].to_pylist()[:4] == pytest.approx([0.0, 0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("load", [{"keep_full": True}, {"copies": 4, "requests": 12}])
+def test_an_engine_in_full_swing_starts_at_once(load: dict[str, Any]) -> None:
+    run = started(**load)
+    assert sorted(run.requests["arrival_s"].to_pylist())[:4] == [0.0] * 4
+    assert "startup_requests" not in run.summary
+
+
+def test_latencies_leave_out_the_first_request_of_every_client() -> None:
+    run = started()
+    table = run.requests.to_pandas()
+    later = table[table["request_id"] >= 4]
+    ttft_ms = 1000 * (later["first_token_s"] - later["arrival_s"])
+    e2el_ms = 1000 * (later["finish_s"] - later["arrival_s"])
+    assert run.summary["startup_requests"] == 4
+    assert run.summary["mean_ttft_ms"] == pytest.approx(ttft_ms.mean())
+    assert run.summary["p99_e2el_ms"] == pytest.approx(np.percentile(e2el_ms, 99))
+    whole = started(include_startup=True)
+    assert "startup_requests" not in whole.summary
+    assert whole.summary["mean_ttft_ms"] == pytest.approx(1000 * (table["first_token_s"] - table["arrival_s"]).mean())
+    for name in ("completed", "output_throughput", "total_output_tokens", "duration"):
+        assert run.summary[name] == whole.summary[name]
+    assert run.requests.equals(whole.requests)
+
+
+def test_the_start_up_stays_where_little_else_was_measured() -> None:
+    few = started(requests=7)  # four of the start, three later
+    assert few.summary["startup_requests"] == 0
+    table = few.requests.to_pandas()
+    assert few.summary["mean_ttft_ms"] == pytest.approx(1000 * (table["first_token_s"] - table["arrival_s"]).mean())
+    assert started(requests=8).summary["startup_requests"] == 4
+    chosen = simulate(
+        scenario(None, batch=4, workload={"concurrency": 4}, measure={"warmup_requests": 2}),
+        iid_traces(0.5, np.random.default_rng(0), sequences=12, output_tokens=30),
+    )
+    assert chosen.summary["warmup_requests_removed"] == 2
+    assert "startup_requests" not in chosen.summary
