@@ -127,7 +127,8 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 def run_case(case: dict[str, Any]) -> RunResult:
     traces = traces_of(case["runs"], prompts=case["prompts"], proposals=case["proposals"])
-    workload: dict[str, Any] = {"kind": "closed", "concurrency": case["clients"], "stagger_s": 0.0}
+    workload: dict[str, Any] = {"kind": "closed", "concurrency": case["clients"]}
+    workload |= {"stagger_s": 0.0, "include_startup": True}  # the plain loop knows neither
     if case["clients"] is None:
         workload = {"kind": "poisson", "rate_rps": case["rate"]}
     costs = {**COSTS, "drafter": case["drafter"]}
