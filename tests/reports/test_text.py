@@ -16,6 +16,7 @@ from analysis import StudySettings, study
 from analysis.bootstrap import Estimate
 from calibration.errors import ReportError
 from reports import summary_table
+from reports.answer import judged
 from reports.document import Table
 from reports.text import breakable, count, estimate, listing, parameters, percent, plain, short
 
@@ -98,6 +99,6 @@ def test_the_terminal_shows_every_drafter_and_the_verdict() -> None:
     head = findings.answer.headline
     assert "slow" in text
     assert "[red]lookup" in text  # a name is not markup
-    assert estimate(head.speedup) in text
+    assert estimate(judged(head)) in text
     assert "the throughput of no speculation" in " ".join(text.split())
     assert max(len(line) for line in text.splitlines()) <= 80
