@@ -18,6 +18,7 @@ from calibration.errors import CalibrationError, ScenarioError, did_you_mean
 from calibration.observe.prompts import Prompt, recorded_prompts
 from calibration.traces import TraceSet
 from calibration.traces.manifest import DrafterInfo
+from calibration.traces.paradigms import LOOKUP, paradigm_of
 from simulator.keys.stopping_settings import ByBatch, FixedLength, NoSpeculation
 from simulator.loading import load_scenario
 from simulator.playback.replay import SequenceTable, select_sequences
@@ -204,7 +205,7 @@ def openvino_engines(
             chosen["max_num_batched_tokens"] = limits.max_num_batched_tokens
         chosen["dynamic_split_fuse"] = bool(limits.enable_chunked_prefill)
         if drafter is not None and length:
-            if drafter.paradigm != "prompt-lookup" or not isinstance(length, int):
+            if paradigm_of(drafter.paradigm).family != LOOKUP or not isinstance(length, int):
                 rule = "must be prompt lookup of a fixed length: OpenVINO GenAI is driven so"
                 raise CalibrationError(f"{one.path}: drafter '{drafter.name}': {rule}")
             chosen |= {"mode": "prompt-lookup", "num_assistant_tokens": length}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -282,6 +283,21 @@ def test_no_policy_is_given_an_array_of_what_is_to_come() -> None:
         simulate(named({"policy": "fixed", "draft_tokens": 3}), traces)
     assert seen
     assert set().union(*seen) == {"slots", "position", "context", "cursor"}
+
+
+def test_the_example_of_the_guide_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(compile(guide.split("```python\n")[1].split("```")[0], "docs/plugins.md", "exec"), names)
+    entry = tomllib.loads(guide.split("```toml\n")[1].split("```")[0])["project"]["entry-points"][plugins.GROUP]
+    chosen = tomllib.loads(guide.split("```toml\n")[2].split("```")[0])["stopping"]
+    assert list(entry) == ["halving"]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [EntryPoint("halving", entry["halving"], group)])
+    monkeypatch.setattr(EntryPoint, "load", lambda point: names["Halving"])
+    traces = iid_traces(0.5, np.random.default_rng(0), sequences=8, output_tokens=30)
+    table = simulate(named(chosen), traces).iterations.to_pandas()
+    full = table[(table["kind"] == "decode") & (table["active"] == 4)]
+    assert set(full["drafted_tokens"]) == {4 * 2}
 
 
 # --- facts
