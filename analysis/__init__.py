@@ -6,7 +6,7 @@
 >>> findings.answer.headline.drafter
 """
 
-from analysis.findings import Findings, StudySettings
-from analysis.pipeline import study
+from analysis.speedup.findings import Findings, StudySettings
+from analysis.speedup.study import study
 
 __all__ = ["Findings", "StudySettings", "study"]

@@ -3,7 +3,7 @@
 Importing this package needs no torch; the modules that record (`models`, `record`, `timing`, `live` ...) do.
 """
 
-from calibration.errors import PacelineError, PacelineWarning
+from calibration.common.errors import PacelineError, PacelineWarning
 from calibration.traces import TraceSet, bundled, bundled_names
 
 __all__ = ["PacelineError", "PacelineWarning", "TraceSet", "bundled", "bundled_names"]

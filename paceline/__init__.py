@@ -32,7 +32,7 @@ from paceline.commands.study import demo, report
 from paceline.commands.traces import traces
 from paceline.commands.tune import tune as tune_command
 from paceline.commands.validate import validate
-from paceline.terminal import Failsafe
+from paceline.terminal.progress import Failsafe
 
 if TYPE_CHECKING:
     from analysis import study

@@ -1,6 +1,6 @@
 """Findings as a document: a tagged PDF with vector figures, and a table for the terminal."""
 
-from reports.report import write_report
-from reports.terminal import definitions_table, summary_table
+from reports.writing.report import write_report
+from reports.writing.terminal import definitions_table, summary_table
 
 __all__ = ["definitions_table", "summary_table", "write_report"]

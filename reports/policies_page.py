@@ -10,14 +10,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
+from analysis.common.records import from_json, to_json
 from analysis.hybrid.evaluate import PER_ROUND
 from analysis.hybrid.findings import Cell, TargetResult
 from analysis.hybrid.gap import NEVER_BELOW
 from analysis.hybrid.study import PolicyStudy, study_policies
-from analysis.records import from_json, to_json
-from reports.report import write_atomic
 from reports.roofline_page import markdown
+from reports.writing.report import write_atomic
 
 _TOP = """# How far policies come towards the oracle
 

@@ -9,10 +9,10 @@ from simulator.experiments.axes import load_sweep
 from simulator.experiments.compare import compare
 from simulator.experiments.replicate import replicate
 from simulator.experiments.sweep import run_sweep
-from simulator.loading import load_scenario, parse_scenario
 from simulator.results.result import RunResult
-from simulator.run import simulate
-from simulator.scenario import Scenario
+from simulator.running.run import simulate
+from simulator.scenario.loading import load_scenario, parse_scenario
+from simulator.scenario.scenario import Scenario
 
 __all__ = [
     "RunResult",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.bootstrap import Estimate
 from analysis.capacity import CapacityFindings, Needed, Objective, PolicyCapacity, RatePoint
 from analysis.capacity.findings import LengthTrial
+from analysis.common.bootstrap import Estimate
 
 
 def about(value: float, requests: int = 1000) -> Estimate:

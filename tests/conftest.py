@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from calibration.models import Verifier
+    from calibration.models.load import Verifier
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Verifier:
     """The real verifier on the CPU in float32; downloaded and converted on the first use ever, never skipped."""
-    from calibration.models import load_verifier
+    from calibration.models.load import load_verifier
 
     return load_verifier("smollm2-135m", device="cpu", dtype="float32")
 

@@ -22,7 +22,7 @@ def drawn_prompts(domain: str, count: int, seed: int = 0) -> list[Any]:
 
 def tiny_corpus(verifier: Any, folder: Path, domain: str = "code", count: int = 24, **options: Any) -> list[Any]:
     """Texts of up to 24 tokens that `verifier` wrote in `folder`."""
-    from calibration.distill.corpus import read_corpus, write_corpus
+    from calibration.trained.corpus import read_corpus, write_corpus
 
     settings = {"max_new_tokens": 24, "batch_size": 8, "temperature": 0.8, **options}
     write_corpus(verifier, drawn_prompts(domain, count), folder, **settings)

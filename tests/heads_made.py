@@ -15,7 +15,7 @@ SHAPES = {
 
 def head_shape(kind: str) -> Any:
     """The shape that tests give to heads of `kind`: small, and unlike the verifier's."""
-    from calibration.heads.shape import HeadShape
+    from calibration.trained.head_shape import HeadShape
 
     return HeadShape(**SHAPES[kind])
 
@@ -25,8 +25,8 @@ def written_texts(verifier: Any, rows: int, length: int, decoding: Any, seed: in
     import torch
     from tiny import random_prompts
 
-    from calibration.distill.corpus import Text, generate_states
-    from calibration.recording.sampling import generator_for
+    from calibration.models.sampling import generator_for
+    from calibration.trained.corpus import Text, generate_states
 
     prompts = random_prompts(seed, rows, low=low, high=6, vocabulary=verifier.model.config.vocab_size)
     generator = generator_for(torch.device("cpu"), seed)
@@ -43,8 +43,8 @@ def random_head(kind: str, verifier: Any, folder: Path, seed: int = 0, size: flo
     """Save an untrained head, every tensor of it moved at random; give its folder."""
     import torch
 
-    from calibration.drafters.folder import save_drafter
-    from calibration.heads.networks import fresh_head
+    from calibration.trained.folder import save_drafter
+    from calibration.trained.head_networks import fresh_head
 
     generator = torch.Generator().manual_seed(seed)
     shape = head_shape(kind).for_verifier(kind, verifier)

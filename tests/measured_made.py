@@ -16,12 +16,12 @@ import numpy as np
 from builders import manifest as trace_manifest
 from builders import run_lengths
 
+from calibration.common.toml_writing import dumps
 from calibration.measured import EngineInfo, Manifest, MeasuredRun
 from calibration.traces import DeviceInfo, ModelInfo, TraceSet, make_table
-from simulator.loading import parse_scenario
 from simulator.playback.replay import select_sequences
-from simulator.scenario import Scenario
-from simulator.toml import dumps
+from simulator.scenario.loading import parse_scenario
+from simulator.scenario.scenario import Scenario
 from simulator.workload import Request, make_source
 
 LOOKUP, STUDENT = "lookup", "student"

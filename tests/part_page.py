@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from reports.document import Bullets, Document, Section
-from reports.parts.part import Part
-from reports.report import render, write_report
+from reports.page.document import Bullets, Document, Section
+from reports.page.part import Part
+from reports.writing.report import render, write_report
 
 
 def set_part(part: Part) -> bytes:

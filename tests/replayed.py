@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from tiny import random_prompts
 
-from calibration.recording.generate import Output, generate
+from calibration.models.generate import Output, generate
+from calibration.models.sampling import generator_for
 from calibration.recording.live import LiveRun, Round, speculate
 from calibration.recording.record import Recording, Request, record
-from calibration.recording.sampling import generator_for
 from calibration.traces import DecodingInfo
 
 CPU = torch.device("cpu")

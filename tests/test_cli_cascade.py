@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 from analysis.cascade import CascadeFindings, bundled_tables
 from analysis.cascade.rule import CascadeRule
-from analysis.records import from_json
+from analysis.common.records import from_json
 from paceline.commands.cascade import FILES, cascade_command
-from paceline.terminal import Failsafe
+from paceline.terminal.progress import Failsafe
 
 
 def run(*words: str) -> Result:

@@ -16,10 +16,10 @@ from pypdf import PdfReader
 from tiny import save_tiny
 
 import paceline
+from calibration.common.toml_writing import dumps
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
-from reports.markdown import BEGIN, END
-from simulator.toml import dumps
+from reports.writing.markdown import BEGIN, END
 
 FREE = {"kind": "linear", "base_s": 0.0, "charged": "per_round"}
 

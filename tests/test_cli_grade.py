@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from paceline.commands.cascade_fleet import simulate_cascade
 from paceline.commands.grade import grade
-from paceline.terminal import Failsafe
+from paceline.terminal.progress import Failsafe
 
 main = Failsafe("paceline", commands={"grade": grade, "simulate-cascade": simulate_cascade})
 

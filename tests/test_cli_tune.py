@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from analysis.records import from_json
+from analysis.common.records import from_json
 from analysis.tuning import TuneFindings
 from analysis.tuning.engine_schemas import VllmSpeculativeConfig
 from paceline.commands.tune import tune
-from paceline.terminal import Failsafe
+from paceline.terminal.progress import Failsafe
 
 SCENARIO = """
 name = "chat"

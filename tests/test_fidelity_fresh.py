@@ -11,7 +11,7 @@ from shared_data import shared_data
 from analysis.fidelity.bundle import bundled_runs
 from analysis.fidelity.table import Condition, Fidelity, errors_of
 from analysis.fidelity.validate import read, validate
-from reports.markdown import BEGIN, END, fidelity_markdown, fidelity_page
+from reports.writing.markdown import BEGIN, END, fidelity_markdown, fidelity_page
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITE_ANEW = "paceline validate --published FOLDER --readme README.md --page docs/fidelity.md --json docs"

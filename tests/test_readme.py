@@ -116,10 +116,10 @@ def test_time_shapes_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_recipes_can_be_read() -> None:
     """Every job file that comes with the package is one that its command accepts."""
-    from calibration.distill.jobfile import load_distill_job
-    from calibration.heads.job import load_heads_job
-    from calibration.jobfile import load_job
+    from calibration.jobs.jobfile import load_job
     from calibration.timing import load_timing_job
+    from calibration.training.head_job import load_heads_job
+    from calibration.training.jobfile import load_distill_job
 
     readers = {
         "calibrate": load_job,

@@ -15,12 +15,12 @@ from openai_server import OpenAIServer
 from pydantic import SecretStr
 from scenarios import LINEAR
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
+from calibration.common.secrets import HIDDEN, concealed, redacted, without_secrets
+from calibration.common.toml_writing import dumps
 from calibration.measured import MeasuredRun
 from calibration.observe.client import Client, RefusedError
-from calibration.secrets import HIDDEN, concealed, redacted, without_secrets
 from paceline import main
-from simulator.toml import dumps
 
 KEY = "q7Zr-open-sesame-42"
 

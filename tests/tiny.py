@@ -57,7 +57,7 @@ def tiny_tokenizer(vocabulary: int = VOCABULARY) -> Any:
 
 def tiny_verifier(seed: int = 0, **options: Any) -> Any:
     """A `Verifier` around `tiny_llama`."""
-    from calibration.models import make_verifier
+    from calibration.models.load import make_verifier
 
     return make_verifier("tiny", tiny_llama(seed, **options), tiny_tokenizer())
 

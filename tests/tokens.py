@@ -17,7 +17,7 @@ def byte_tokenizer(
     vocabulary: int, special_tokens: tuple[str, ...] = ("<end>",), lines: tuple[str, ...] = LINES
 ) -> Any:
     """A byte-level BPE; its last special token ends texts."""
-    from calibration.distill.foreign import train_tokenizer
+    from calibration.training.foreign import train_tokenizer
 
     return train_tokenizer(lines * 3, vocabulary, special_tokens)
 
@@ -47,7 +47,7 @@ def tokens_verifier(seed: int, vocabulary: int, special_tokens: tuple[str, ...] 
     """A random tiny `Verifier` whose tokens are those of `byte_tokenizer`."""
     from tiny import tiny_llama
 
-    from calibration.models import make_verifier
+    from calibration.models.load import make_verifier
 
     tokenizer = byte_tokenizer(vocabulary, special_tokens)
     return make_verifier("tokens", tiny_llama(seed, vocabulary=len(tokenizer), **options), tokenizer)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from analysis.findings import Findings
+from analysis.speedup.findings import Findings
 from calibration.traces import TraceSet
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 
 
 def study_scenarios(findings: Findings, traces: TraceSet) -> tuple[Scenario, ...]:

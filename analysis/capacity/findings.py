@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from simulator.results.evidence import Evidence
 
 SCHEMA_VERSION = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from calibration.errors import ScenarioError
-from simulator.keys.placement_settings import LayerParallelPlacement, ManyServersPlacement, Placement
-from simulator.keys.workload_settings import ClosedLoop, GammaArrivals, PoissonArrivals
-from simulator.scenario import Replica, Scenario
+from calibration.common.errors import ScenarioError
+from simulator.scenario.placement import LayerParallelPlacement, ManyServersPlacement, Placement
+from simulator.scenario.scenario import Replica, Scenario
+from simulator.scenario.workload import ClosedLoop, GammaArrivals, PoissonArrivals
 
 _BOUND = ("lengths", "mix", "classes", "block_tokens")
 """Keys of a workload that say which requests come, not when."""

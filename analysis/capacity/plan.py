@@ -9,7 +9,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from analysis.bootstrap import number
 from analysis.capacity.crew import Crew, Progress, Steps
 from analysis.capacity.findings import CapacityFindings, LengthTrial, Objective
 from analysis.capacity.load import arrivals, changed, check_workload, count_replicas, devices_per_replica, plain
@@ -24,12 +23,13 @@ from analysis.capacity.sustain import (
     saturation,
     sustain,
 )
-from calibration.errors import ConvergenceWarning, ScenarioError
+from analysis.common.bootstrap import number
+from calibration.common.errors import ConvergenceWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.replicate import check_number, replication_seeds, with_seed
 from simulator.results.evidence import served
-from simulator.run import evidence_of, read_traces
-from simulator.scenario import Scenario
+from simulator.running.run import evidence_of, read_traces
+from simulator.scenario.scenario import Scenario
 
 T = TypeVar("T")
 

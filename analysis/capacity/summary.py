@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.bootstrap import Estimate, number
 from analysis.capacity.findings import Needed, PolicyCapacity, RatePoint
 from analysis.capacity.sustain import Sustained
+from analysis.common.bootstrap import Estimate, number
 from simulator.experiments.estimate import estimate
 
 

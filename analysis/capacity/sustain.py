@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from analysis.capacity.findings import Objective
 from analysis.capacity.load import at_rate, saturated
-from analysis.simulated import simulate_and_hear
+from analysis.common.simulated import simulate_and_hear
 from calibration.traces import TraceSet
 from simulator.results.metrics import request_latencies
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 
 WARMUP_SHARE = 0.2
 """Of the arrivals of a run, in order: the first ones, which find the engine emptier than others will."""

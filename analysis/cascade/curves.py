@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import Bounds, ClusterBootstrap, Estimate, number
 from analysis.cascade.findings import PolicyCurve, PolicyPoint
 from analysis.cascade.hull import mixing_quality
 from analysis.cascade.policies import TITLES, outcome
 from analysis.cascade.rules import Choice
 from analysis.cascade.table import QualityTable
+from analysis.common.bootstrap import Bounds, ClusterBootstrap, Estimate, number
 
 Floats = NDArray[np.float64]
 

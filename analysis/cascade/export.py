@@ -6,10 +6,10 @@ import csv
 import io
 from typing import Any
 
-from analysis.bootstrap import Estimate
 from analysis.cascade.findings import CascadeFindings
 from analysis.cascade.rules import Choice
 from analysis.cascade.table import QualityTable
+from analysis.common.bootstrap import Estimate
 
 
 def frontier_rows(findings: CascadeFindings) -> list[dict[str, Any]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.bootstrap import Estimate
 from analysis.cascade.hull import Switch
 from analysis.cascade.published import PublishedFacts
+from analysis.common.bootstrap import Estimate
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, number
 from analysis.cascade.curves import best_fixed, means, sums
 from analysis.cascade.findings import Headline, PolicyCurve
 from analysis.cascade.policies import outcome
 from analysis.cascade.rules import Choice
 from analysis.cascade.table import QualityTable
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
 
 LEARNED = ("sequential", "cascade-routing", "route-once")
 """Policies that the predictor drives."""

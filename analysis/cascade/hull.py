@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 
 Floats = NDArray[np.float64]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cascade.table import QualityTable
-from calibration.checksums import check_beside
-from calibration.errors import TraceError, did_you_mean
+from calibration.common.checksums import check_beside
+from calibration.common.errors import TraceError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd

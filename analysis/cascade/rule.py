@@ -15,8 +15,8 @@ from analysis.cascade.predictor import Predictor
 from analysis.cascade.rules import decisive, information_sets, learn
 from analysis.cascade.stopping import continue_above
 from analysis.cascade.table import QualityTable
-from analysis.threads import one_thread
-from calibration.errors import ReplayError
+from analysis.common.threads import one_thread
+from calibration.common.errors import ReplayError
 
 Floats = NDArray[np.float64]
 

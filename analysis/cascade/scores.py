@@ -6,9 +6,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, number
 from analysis.cascade.findings import Bin, StageScores
 from analysis.cascade.predictor import log_loss
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

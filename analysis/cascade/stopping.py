@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

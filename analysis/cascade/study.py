@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import DRAWS, ClusterBootstrap, number
 from analysis.cascade.crossfit import FOLDS, Fold, crossfit
 from analysis.cascade.curves import evaluate, means, sums
 from analysis.cascade.findings import (
@@ -29,8 +28,9 @@ from analysis.cascade.rules import Choice
 from analysis.cascade.scores import score
 from analysis.cascade.table import QualityTable
 from analysis.cascade.together import Together
-from analysis.threads import one_thread
-from calibration.errors import ConvergenceWarning, ReplayError
+from analysis.common.bootstrap import DRAWS, ClusterBootstrap, number
+from analysis.common.threads import one_thread
+from calibration.common.errors import ConvergenceWarning, ReplayError
 
 Floats = NDArray[np.float64]
 

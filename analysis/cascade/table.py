@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import TraceError, did_you_mean
+from calibration.common.errors import TraceError, did_you_mean
 
 Floats = NDArray[np.float64]
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import Bounds, Candidates, ClusterBootstrap, least
 from analysis.cascade.findings import BestAt
 from analysis.cascade.policies import outcome
 from analysis.cascade.rules import Choice
 from analysis.cascade.table import QualityTable
+from analysis.common.bootstrap import Bounds, Candidates, ClusterBootstrap, least
 
 Floats = NDArray[np.float64]
 Done = Mapping[str, Sequence[Choice]]

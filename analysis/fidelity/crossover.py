@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from analysis.fidelity.table import Condition, Crossover
-from simulator.keys.workload_settings import ClosedLoop
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
+from simulator.scenario.workload import ClosedLoop
 
 _FREE = ("name", "seed", "stopping", "drafter", "placement", "costs")
 """Parts of a scenario in which a condition and its baseline may differ."""

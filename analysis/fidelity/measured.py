@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.errors import TraceError
+from calibration.common.arrays import FloatArray
+from calibration.common.errors import TraceError
 from calibration.measured import MeasuredRun
 from calibration.measured.run import MARKER
 from calibration.traces import TraceSet
-from simulator.arrays import FloatArray
-from simulator.loading import load_scenario
 from simulator.results.measure import measured_window, without_startup
 from simulator.results.metrics import measured, request_latencies, spread, throughputs
-from simulator.scenario import Scenario
+from simulator.scenario.loading import load_scenario
+from simulator.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True)

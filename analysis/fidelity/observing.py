@@ -12,24 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from calibration.common.errors import CalibrationError, ScenarioError, did_you_mean
 from calibration.engines.protocol import Engine
 from calibration.engines.record import Condition, Recording, warm_up
-from calibration.errors import CalibrationError, ScenarioError, did_you_mean
 from calibration.observe.prompts import Prompt, recorded_prompts
 from calibration.traces import TraceSet
 from calibration.traces.manifest import DrafterInfo
 from calibration.traces.paradigms import LOOKUP, paradigm_of
-from simulator.keys.stopping_settings import ByBatch, FixedLength, NoSpeculation
-from simulator.loading import load_scenario
+from simulator.drafter_routing.make import drafter_names
 from simulator.playback.replay import SequenceTable, select_sequences
-from simulator.routing.drafter_make import drafter_names
-from simulator.run import read_traces
-from simulator.scenario import Scenario
+from simulator.running.run import read_traces
+from simulator.scenario.loading import load_scenario
+from simulator.scenario.scenario import Scenario
+from simulator.scenario.stopping import ByBatch, FixedLength, NoSpeculation
 from simulator.workload import Source, make_source
 
 if TYPE_CHECKING:
     from calibration.drafters.info import DrafterSettings
-    from calibration.models import Verifier
+    from calibration.models.load import Verifier
 
 Role = Literal["fit", "held-out"]
 Progress = Callable[[str, int, int], None]

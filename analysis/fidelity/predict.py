@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from analysis.fidelity.measured import MeasuredCondition
-from calibration.errors import ExtrapolationWarning, ScenarioError
+from calibration.common.errors import ExtrapolationWarning, ScenarioError
 from calibration.measured import MeasuredRun
 from calibration.measured.run import MARKER
 from simulator.experiments.pool import Outcome, run_all
-from simulator.keys.workload_settings import ClosedLoop
-from simulator.scenario import Costs, Observed, Scenario
+from simulator.scenario.scenario import Costs, Observed, Scenario
+from simulator.scenario.workload import ClosedLoop
 
 Progress = Callable[[int, int], None]
 

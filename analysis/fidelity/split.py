@@ -25,13 +25,13 @@ import numpy as np
 import pyarrow.compute as pc
 
 from analysis.fidelity.counts import tokens_per_round
-from calibration.errors import PacelineError
+from calibration.common.errors import PacelineError
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
-from simulator.keys.placement_settings import SerialPlacement
 from simulator.pricing.costs import DraftPerRound, DraftPerStep, Prices
 from simulator.pricing.make import make_prices
-from simulator.scenario import Scenario
+from simulator.scenario.placement import SerialPlacement
+from simulator.scenario.scenario import Scenario
 
 Row = Mapping[str, Any]
 PARTS = ("acceptance", "step_time", "queue")

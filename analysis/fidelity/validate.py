@@ -19,14 +19,14 @@ from analysis.fidelity.measured import MeasuredCondition, find_conditions, summa
 from analysis.fidelity.predict import Progress, own_steps, predict, predicted_scenario, price_notes
 from analysis.fidelity.split import PARTS, split_error
 from analysis.fidelity.table import QUANTITIES, Compared, Condition, Fidelity, Source
-from calibration.errors import PacelineError, ScenarioError, TraceError
-from calibration.folder import write_whole
-from calibration.tomlfile import FromList, Table, check, read_toml
+from calibration.common.errors import PacelineError, ScenarioError, TraceError
+from calibration.common.files import write_whole
+from calibration.common.toml import FromList, Table, check, read_toml
 from calibration.traces import TraceSet
 from simulator.experiments.pool import Outcome
-from simulator.keys.workload_settings import ClosedLoop
-from simulator.run import read_traces
-from simulator.scenario import Scenario
+from simulator.running.run import read_traces
+from simulator.scenario.scenario import Scenario
+from simulator.scenario.workload import ClosedLoop
 
 SOURCE_FILE = "source.toml"
 FILES = ("fidelity.json", "conditions.csv")

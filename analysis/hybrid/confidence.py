@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap
+from analysis.common.bootstrap import ClusterBootstrap
 from analysis.fidelity.public.runs import serve
 from analysis.fidelity.public.specdecode_bench import PUBLISHED
 from analysis.hybrid.closed import Floats, as_one

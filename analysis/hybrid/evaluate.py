@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, describe
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, describe
 from analysis.fidelity.public.runs import serve, table_path
 from analysis.fidelity.public.specdecode_bench import PUBLISHED
 from analysis.hybrid.closed import ClosedBatches, Floats, Rounds, as_one
@@ -17,7 +17,7 @@ from analysis.hybrid.findings import Cell, HybridFindings, PolicyResult
 from analysis.hybrid.gap import NEVER_BELOW, Question, alike, gap_statistic, judged, margins
 from analysis.hybrid.material import SUFFIX, complete, output_tokens, with_suffix
 from analysis.hybrid.rule import TunedRule
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.importers import import_specdecode_bench
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
@@ -96,7 +96,7 @@ def evaluate_hybrid(
 
     `steps`: also with the model's fixed price spread over so many steps. Policies: ``plain rule`` (match of three,
     lookup of 20, else the model with 7), ``tuned rule`` (threshold and lengths by batch, chosen on other requests),
-    ``forecast ngram`` and ``forecast suffix`` (`simulator.routing.hybrid_settings.Forecast`). Intervals: bootstrap
+    ``forecast ngram`` and ``forecast suffix`` (`simulator.scenario.hybrid.Forecast`). Intervals: bootstrap
     over whole requests, those of a cell with the best fixed draft found on all; targets are judged together, against
     whichever fixed draft is best.
     """

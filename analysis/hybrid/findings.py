@@ -1,11 +1,11 @@
-"""What was found of hybrid policies: a tree of frozen dataclasses without arrays, for `analysis.records`."""
+"""What was found of hybrid policies: a tree of frozen dataclasses without arrays, for `analysis.common.records`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 
 Verdict = Literal["met", "missed", "open"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import Candidates, ClusterBootstrap, Estimate, least
+from analysis.common.bootstrap import Candidates, ClusterBootstrap, Estimate, least
 from analysis.hybrid.findings import TargetResult, Verdict
 
 Floats = NDArray[np.float64]

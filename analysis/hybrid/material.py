@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.proposers.runs import proposals, run_lengths
 from calibration.proposers.suffix import SuffixProposer, SuffixSettings
 from calibration.traces import DrafterInfo, TraceSet, make_table

@@ -17,7 +17,7 @@ from analysis.hybrid.closed import ClosedBatches
 from analysis.hybrid.material import paired
 from calibration.importers import import_specdecode_bench
 from calibration.importers.specdecode_bench import Alignment
-from simulator.routing.text_facts import text_facts
+from simulator.playback.text_facts import text_facts
 
 DRAFTERS = ("eagle", "ngram")
 

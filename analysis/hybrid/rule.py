@@ -9,8 +9,8 @@ import numpy as np
 from analysis.hybrid.closed import ClosedBatches, Floats, Rounds
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants
-from simulator.routing.forecast_learn import deal
-from simulator.routing.text_facts import text_facts
+from simulator.drafter_routing.forecast_learn import deal
+from simulator.playback.text_facts import text_facts
 
 MATCHES = (1, 2, 3, 5, 8, 16)
 LOOKUPS = (3, 6, 12, 20)

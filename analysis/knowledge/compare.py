@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
-from analysis.bootstrap import Candidates, ClusterBootstrap, Floats
+from analysis.common.bootstrap import Candidates, ClusterBootstrap, Floats
+from analysis.common.rounds import recording, replay_rounds
 from analysis.knowledge.findings import PairedRow, Student, TransferCell, Verdict
 from analysis.knowledge.paired import flip_test, holm
-from analysis.rounds import recording, replay_rounds
 from calibration.traces import TraceSet
 
 LEVEL = 0.05

@@ -6,9 +6,9 @@ import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from analysis.bootstrap import number
+from analysis.common.bootstrap import number
 from analysis.knowledge.findings import PublishedRow
-from calibration.errors import ReportError, did_you_mean
+from calibration.common.errors import ReportError, did_you_mean
 
 TUNED, ONLINE = "domain-tuned-draft/ablations.csv", "osd-token-alpha/osd_per_token_counts.csv"
 

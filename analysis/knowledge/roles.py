@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.knowledge.findings import Student
-from calibration.errors import ReplayError, did_you_mean
+from calibration.common.errors import ReplayError, did_you_mean
 from calibration.traces import DrafterInfo, TraceSet
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, Floats, number
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats, number
 from analysis.knowledge.findings import Level, RouterPoint, RouterValue, SpeedRow, Student
 from analysis.routing.served import Priced, RequestTable, Served, Server
 from calibration.traces import TraceSet

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.bootstrap import DRAWS, ClusterBootstrap, describe
+from analysis.common.bootstrap import DRAWS, ClusterBootstrap, describe
+from analysis.common.threads import one_thread
 from analysis.knowledge.compare import Replayed, paired_rows, transfer_cells
 from analysis.knowledge.findings import KnowledgeFindings
 from analysis.knowledge.published import published_rows
 from analysis.knowledge.roles import cast
 from analysis.knowledge.router import router_value
 from analysis.routing.served import Priced, cheap_prices, own_prices
-from analysis.threads import one_thread
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 
 ACCURACIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -81,7 +81,7 @@ def study_knowledge(
 
 def _must_share_requests(traces: TraceSet, names: Sequence[str]) -> None:
     """Refuse drafters that were not recorded on every request: pairs would be missing."""
-    from analysis.grid import requests_of
+    from analysis.speedup.grid import requests_of
 
     total = traces.sequences.num_rows
     for name in names:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, Floats
-from analysis.grid import Cell, CellRun, baselines, run_grid
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats
+from analysis.common.rounds import recording, replay_rounds
 from analysis.laws.law import Curve, Law, LawPoint, compare_curves, fit_all
-from analysis.rounds import recording, replay_rounds
-from calibration.errors import ReplayError, ReportError
+from analysis.speedup.grid import Cell, CellRun, baselines, run_grid
+from calibration.common.errors import ReplayError, ReportError
 from calibration.traces import TraceSet
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)

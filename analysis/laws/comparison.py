@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, number
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
 from analysis.laws.fit import solve
 from analysis.laws.forms import FORMS, Floats, Form, checked, find_form, reference_of
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 
 LEAST_LEVELS = 5
 """Levels of x below which no form is chosen: a left-out level must leave four, one more than three parameters."""

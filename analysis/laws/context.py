@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import ClusterBootstrap
+from analysis.common.bootstrap import ClusterBootstrap
+from analysis.common.rounds import Recording, recording
 from analysis.laws.forms import Floats
 from analysis.laws.law import Curve, Law, LawPoint, compare_curves, fit_all
-from analysis.rounds import Recording, recording
-from calibration.errors import ReplayError, ReportError
+from calibration.common.errors import ReplayError, ReportError
 from calibration.traces import TraceSet
 
 CONTEXT_BINS = 8

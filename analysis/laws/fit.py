@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from analysis.bootstrap import LEVEL, ClusterBootstrap, Estimate, number
+from analysis.common.bootstrap import LEVEL, ClusterBootstrap, Estimate, number
 from analysis.laws.forms import Floats, Form, checked, find_form, reference_of
-from calibration.errors import ConvergenceWarning, ReportError
+from calibration.common.errors import ConvergenceWarning, ReportError
 
 DRAWS = 200
 """Bootstrap replicates of a fit."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from calibration.errors import ReportError, did_you_mean
+from calibration.common.errors import ReportError, did_you_mean
 
 Floats = NDArray[np.float64]
 Params = Sequence[float] | Floats

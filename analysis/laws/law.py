@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from analysis.laws.comparison import LEAST_LEVELS, FormComparison, Ranking, compare_forms
 from analysis.laws.fit import FittedForm, Redraw, fit_form
 from analysis.laws.forms import FORMS
-from calibration.errors import ConvergenceWarning, ReportError
+from calibration.common.errors import ConvergenceWarning, ReportError
 
 PUBLISHED_FORM = "log-linear"
 """The form that Scylla (arXiv 2505.07858) reports for size, training tokens and batch; tested here as a form."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from analysis.bootstrap import DRAWS, ClusterBootstrap, Estimate
+from analysis.common.bootstrap import DRAWS, ClusterBootstrap, Estimate
+from analysis.common.rounds import recording, replay_rounds
 from analysis.laws import fit
 from analysis.laws.forms import Floats
 from analysis.laws.law import Curve, Law, LawPoint, compare_curves, fit_all
-from analysis.rounds import recording, replay_rounds
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 from calibration.traces import DrafterInfo, TraceSet
 
 LEAST_SIZES = 3

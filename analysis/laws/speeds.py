@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from analysis.laws.batch import SPEED_FORMS
 from analysis.laws.law import Law, LawPoint, compare_curves, fit_all
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 
 _LEAST_BATCHES = 3
 
@@ -29,7 +29,7 @@ def engine_batch_law(folder: str | Path, *, seed: int = 0) -> Law:
     count once. Raises `ReportError` where no configuration was run with three numbers of clients.
     """
     from analysis.fidelity.measured import find_conditions, summaries
-    from simulator.keys.workload_settings import ClosedLoop
+    from simulator.scenario.workload import ClosedLoop
 
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     seen: set[tuple[str, ...]] = set()

@@ -6,12 +6,12 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from analysis.laws.law import Law, LawPoint, compare_curves, fit_all
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 
 COLUMNS = ("student", "tokens", "tokens_per_round", "held_out_tokens")
-"""What the table must have; `calibration.distill` writes them, tokens per round with drafts of 4, bonus included."""
+"""What the table must have; `calibration.training` writes them, tokens per round with drafts of 4, bonus included."""
 
 CURVE_DRAFT_TOKENS = 4
 
@@ -20,9 +20,9 @@ def training_law(path: str | Path, *, seed: int = 0) -> Law:
     """Give accepted tokens per round (bonus not included) against training tokens, one curve a student.
 
     `path` is a CSV with the columns of `COLUMNS`, one row a student and checkpoint; its tokens per round are those
-    of `calibration.distill`, for drafts of 4, and are counted here less one. Rows before any training (0 tokens) have
-    no logarithm and are left out. The points carry no interval: the table has none. Raises `ReportError` for a table
-    that cannot be used.
+    of `calibration.training`, for drafts of 4, and are counted here less one. Rows before any training (0 tokens)
+    have no logarithm and are left out. The points carry no interval: the table has none. Raises `ReportError` for a
+    table that cannot be used.
     """
     rows = _read(Path(path))
     held_out = {int(row["held_out_tokens"]) for row in rows}

@@ -2,7 +2,7 @@
 
     python -m analysis.roofline.coefficients FOLDER
 
-writes `simulator/pricing/efficiencies/roofline.json`; FOLDER is that of the public data.
+writes `simulator/hardware/efficiencies/roofline.json`; FOLDER is that of the public data.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import pandas as pd
 
 from analysis.roofline import fit, operators, tables
 from analysis.roofline.operators import US
-from calibration.timing.shapes import get_shape
-from simulator.pricing.devices import H100_SXM
-from simulator.pricing.kernels import COEFFICIENTS, Efficiencies, attention_s, elementwise_s, matrices
+from calibration.shapes.shapes import get_shape
+from simulator.hardware.devices import H100_SXM
+from simulator.hardware.kernels import COEFFICIENTS, Efficiencies, attention_s, elementwise_s, matrices
 
 BANDS = "sizes in even quarter octaves"
 

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.roofline.tables import PROMPT_TOKENS, SPREAD
-from calibration.errors import CostError
-from calibration.timing.shapes import get_shape
-from simulator.arrays import FloatArray
-from simulator.pricing.devices import get_device
-from simulator.pricing.work import Work, step_work
+from calibration.common.arrays import FloatArray
+from calibration.common.errors import CostError
+from calibration.shapes.shapes import get_shape
+from simulator.hardware.devices import get_device
+from simulator.hardware.work import Work, step_work
 
 SOURCE = "ML.ENERGY Benchmark v3 (ml-energy/leaderboard): vLLM on H100 SXM, bf16, sampled, steady state"
 SHAPES = {
@@ -309,7 +309,7 @@ def law_table(path: Path) -> list[tuple[str, dict[str, float], float]]:
 
 
 def energy_figures(path: Path) -> dict[str, Any]:
-    """Give what `simulator/pricing/efficiencies/energy.json` holds: the chosen law fitted to every row."""
+    """Give what `simulator/hardware/efficiencies/energy.json` holds: the chosen law fitted to every row."""
     rows, asked = _table(path)
     memory, arithmetic, tokens = fit_law(path, CHOSEN, np.ones(len(rows), dtype=np.bool_))
     use = asked.use(rows) @ _TOGETHER

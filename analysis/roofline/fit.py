@@ -12,9 +12,9 @@ from scipy.optimize import least_squares, nnls
 
 from analysis.roofline import operators, tables
 from analysis.roofline.operators import Form
-from calibration.timing.shapes import get_shape
-from simulator.pricing.devices import H100_SXM
-from simulator.pricing.kernels import Efficiencies
+from calibration.shapes.shapes import get_shape
+from simulator.hardware.devices import H100_SXM
+from simulator.hardware.kernels import Efficiencies
 from simulator.pricing.roofline import RooflineStep
 
 FITTED_MODELS = ("llama-3.1-8b", "llama-2-7b")
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
     """How one form of one part did.
 
     The chosen form has the least mean of its errors on held-out cells and on unfitted models, but for matrices: see
-    `simulator.pricing.kernels.matmul_s`.
+    `simulator.hardware.kernels.matmul_s`.
     """
 
     part: str

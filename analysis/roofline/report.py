@@ -13,8 +13,8 @@ import pandas as pd
 
 from analysis.roofline import coefficients, fit, operators, tables
 from analysis.roofline.fit import Choice, Roles
-from calibration.timing.shapes import get_shape
-from simulator.pricing.devices import H100_SXM
+from calibration.shapes.shapes import get_shape
+from simulator.hardware.devices import H100_SXM
 from simulator.pricing.roofline import roofline_step
 
 TOKEN_EDGES = (0, 8, 64, 256, 512, 1024, 4096)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from calibration.timing.shapes import get_shape
-from simulator.pricing.devices import H100_SXM
-from simulator.pricing.work import Share, kv_token_bytes, weight_memory_bytes
+from calibration.shapes.shapes import get_shape
+from simulator.hardware.devices import H100_SXM
+from simulator.hardware.work import Share, kv_token_bytes, weight_memory_bytes
 
 VIDUR, LLMSERVINGSIM, ML_ENERGY = "Vidur", "LLMServingSim", "ML.ENERGY"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, Floats, number
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats, number
 from analysis.routing.findings import ClassifierQuality, ReliabilityBin
 from analysis.routing.served import Ints
 

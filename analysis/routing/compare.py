@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import Bounds, Candidates, ClusterBootstrap, Estimate, least
+from analysis.common.bootstrap import Bounds, Candidates, ClusterBootstrap, Estimate, least
 from analysis.routing.classifier import Guesses, cheapest
 from analysis.routing.findings import BatchRow, GrowthPoint, PolicyRow, Verdict
 from analysis.routing.play import bandits, over_orders, play

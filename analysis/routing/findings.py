@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from analysis.routing.served import Price
 
 Verdict = Literal["beats it", "loses to it", "cannot tell apart"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, Floats
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats
 from analysis.fidelity.public.runs import subset
 from analysis.routing.compare import Contest, bounds_together, with_bounds
 from analysis.routing.findings import Online, OnlineRow

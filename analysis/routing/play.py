@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from analysis.bootstrap import number
+from analysis.common.bootstrap import number
 from analysis.routing.findings import MeanOverOrders
 from analysis.routing.served import Floats, Ints, RequestTable
-from simulator.routing.drafter_bandits import KernelUcb, ThompsonSampling, Ucb1, default_eta, kernel_matrix
-from simulator.routing.drafter_choice import Choice, Newcomer
-from simulator.routing.drafter_prompts import domain_contexts
-from simulator.routing.drafter_window import SlidingUcb
+from simulator.drafter_routing.bandits import KernelUcb, ThompsonSampling, Ucb1, default_eta, kernel_matrix
+from simulator.drafter_routing.choice import Choice, Newcomer
+from simulator.drafter_routing.prompts import domain_contexts
+from simulator.drafter_routing.window import SlidingUcb
 
 Bandits = Mapping[str, Callable[[int], Choice]]
 """By name, what makes a bandit from a seed."""

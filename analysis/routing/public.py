@@ -11,7 +11,7 @@ import numpy as np
 from analysis.fidelity.public.runs import subset
 from analysis.fidelity.public.specdecode_bench import PUBLISHED
 from analysis.routing.served import Price, Priced
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers import import_specdecode_bench
 from calibration.traces import TraceSet
 

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis.fidelity.public.specdecode_bench import PUBLISHED
-from analysis.grid import EXTRAPOLATED_SHARE
-from calibration.errors import CostError, ExtrapolationWarning, ReplayError
+from analysis.speedup.grid import EXTRAPOLATED_SHARE
+from calibration.common.errors import CostError, ExtrapolationWarning, ReplayError
 from calibration.traces import TraceSet
 from calibration.traces.paradigms import paradigm_of
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 
-from analysis.bootstrap import DRAWS, ClusterBootstrap, describe, number
+from analysis.common.bootstrap import DRAWS, ClusterBootstrap, describe, number
+from analysis.common.threads import one_thread
 from analysis.routing.classifier import Guesses, guess, possible_folds, quality
 from analysis.routing.compare import MERGED, WITH_LOOKUP, alike, alone_seconds, batch_rows, policy_rows, regret_growth
 from analysis.routing.drift import drift, widest_phases
@@ -17,8 +18,7 @@ from analysis.routing.findings import Drift, Online, PricedRouting, RoutingFindi
 from analysis.routing.online import online
 from analysis.routing.play import bandits
 from analysis.routing.served import Ints, Priced, RequestTable, Server, cheap_prices, own_prices
-from analysis.threads import one_thread
-from calibration.errors import ReplayError, did_you_mean
+from calibration.common.errors import ReplayError, did_you_mean
 from calibration.traces import TraceSet
 from calibration.traces.paradigms import paradigm_of
 
@@ -122,8 +122,8 @@ def _known(traces: TraceSet, drafters: Sequence[str] | None) -> tuple[str, ...]:
 
 def _prompts(traces: TraceSet, server: Server, settings: RoutingSettings) -> _Prompts:
     """Classify the prompts, or say why not."""
+    from simulator.drafter_routing.prompts import equal_rows, token_counts
     from simulator.playback.replay import select_sequences
-    from simulator.routing.drafter_prompts import equal_rows, token_counts
 
     if traces.sequences["prompt_token_ids"].null_count:
         return _Prompts(reason="prompts were recorded without their token ids")

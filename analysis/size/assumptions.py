@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.bootstrap import number
+from analysis.common.bootstrap import number
 from analysis.size.family import made_shape
 from analysis.size.findings import DepthPoint, DepthStudy, LatencyAssumption
 from analysis.size.formula import (

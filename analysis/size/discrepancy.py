@@ -16,7 +16,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from analysis.bootstrap import LEVEL, number
+from analysis.common.bootstrap import LEVEL, number
 from analysis.size.findings import Discrepancy, SpeedCheck
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.random import Generator
 
-from analysis.bootstrap import Estimate, number
+from analysis.common.bootstrap import Estimate, number
 from analysis.size.assumptions import by_roofline, proportional, study_depth, summarise
 from analysis.size.discrepancy import discrepancy, error_factors
 from analysis.size.facts import OPTIMA, Facts, MeasuredSpeedup, SizedPair
@@ -41,7 +41,7 @@ from analysis.size.measured import OwnLaw
 from analysis.size.settings import Place, SizeSettings
 from analysis.size.sweetspot import find_spots
 from analysis.size.words import most_often, scaled
-from simulator.pricing.kernels import Efficiencies
+from simulator.hardware.kernels import Efficiencies
 
 EQUAL_PARAMETERS = 0.8e9
 """Size at which depth is compared with width: about that of the best drafter of Decoding Speculative Decoding."""

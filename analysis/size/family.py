@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calibration.errors import CostError, ReplayError, did_you_mean
-from calibration.timing.shapes import Shape
+from calibration.common.errors import CostError, ReplayError, did_you_mean
+from calibration.shapes.shapes import Shape
 from calibration.traces import TraceSet
 from calibration.traces.manifest import DrafterInfo, ModelInfo
 

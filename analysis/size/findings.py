@@ -1,11 +1,11 @@
-"""What the study of drafter size found: frozen records that survive `analysis.records.to_json`."""
+"""What the study of drafter size found: frozen records that survive `analysis.common.records.to_json`."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Closed forms of drafting with a constant acceptance rate: tokens of a round, best draft lengths, their inverses.
 
 a: probability that a drafted token is accepted, the same at every depth; k: draft length; c: seconds of a draft step
-over those of a plain verifier step. Real acceptance varies with depth and text: see `analysis.acceptance`.
+over those of a plain verifier step. Real acceptance varies with depth and text: see `analysis.speedup.acceptance`.
 """
 
 from __future__ import annotations

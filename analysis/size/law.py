@@ -21,12 +21,12 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from analysis.bootstrap import LEVEL, Estimate, number
+from analysis.common.bootstrap import LEVEL, Estimate, number
 from analysis.laws import FittedForm, compare_forms, fit_form
 from analysis.size.facts import FAMILIES, SizedPair
 from analysis.size.findings import BandCheck
 from analysis.size.formula import Floats
-from calibration.errors import ConvergenceWarning, ReplayError
+from calibration.common.errors import ConvergenceWarning, ReplayError
 
 TWO_PARAMETERS = ("log-linear", "power", "logit")
 """Forms that three sizes can be fitted with; none of these can be told from another by three sizes."""

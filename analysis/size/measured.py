@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.random import Generator
 
-from analysis.bootstrap import LEVEL, ClusterBootstrap, Estimate, number
-from analysis.rounds import Floats
+from analysis.common.bootstrap import LEVEL, ClusterBootstrap, Estimate, number
+from analysis.common.rounds import Floats
 from analysis.size.facts import SizedPair
 from analysis.size.family import Student, family_by_size
 from analysis.size.findings import LatencyLine, MeasuredFamily, SizeCurve, SizePoint, SweetSpot

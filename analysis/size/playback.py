@@ -1,9 +1,9 @@
 """Seconds that each recorded request takes in a batch kept full, by draft length, without simulating the schedule.
 
 A round is drafted in lock step by the whole batch and verified at once; its time is divided evenly among the requests
-in it, and a prompt is prefilled alone, as the simulator does and `analysis.speedup` counts. Rounds are those of
-`analysis.rounds`: exact for greedy traces, exact expectations for sampled ones. Approximations: the rounds of a
-request have its middle context on average, and the other requests of its batch the mean context. Prices that are
+in it, and a prompt is prefilled alone, as the simulator does and `analysis.speedup.speedup` counts. Rounds are those
+of `analysis.common.rounds`: exact for greedy traces, exact expectations for sampled ones. Approximations: the rounds
+of a request have its middle context on average, and the other requests of its batch the mean context. Prices that are
 linear in context know no more of a batch than that; against the simulator see the tests.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from analysis.rounds import Floats, recording, replay_rounds
-from calibration.errors import ReplayError
+from analysis.common.rounds import Floats, recording, replay_rounds
+from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.pricing.costs import StepCost
 

@@ -9,7 +9,7 @@ from typing import Any
 from analysis.size.family import Student, shape_of
 from analysis.size.playback import Prices, timed
 from analysis.size.settings import Place
-from calibration.errors import CostError
+from calibration.common.errors import CostError
 from calibration.traces import TraceSet
 from simulator.pricing.costs import Number, StepCost
 from simulator.pricing.fitted import fit_step

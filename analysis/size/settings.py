@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from analysis.bootstrap import DRAWS
+from analysis.common.bootstrap import DRAWS
 from analysis.size.sweetspot import GAIN, WITHIN
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.common.threads import one_thread
 from analysis.size.extrapolated import extrapolate, published_optima
 from analysis.size.facts import Facts
 from analysis.size.findings import Extrapolation, MeasuredFamily, SizeCurve, SizeFindings, SweetSpot
@@ -19,7 +20,6 @@ from analysis.size.words import (
     share_text,
     speedup_text,
 )
-from analysis.threads import one_thread
 from calibration.traces import TraceSet
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bootstrap import LEVEL, Bounds, Candidates, ClusterBootstrap, most, number
+from analysis.common.bootstrap import LEVEL, Bounds, Candidates, ClusterBootstrap, most, number
 
 Floats = NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.bootstrap import LEVEL, Estimate, number
+from analysis.common.bootstrap import LEVEL, Estimate, number
 from analysis.size.findings import Discrepancy, Extrapolation, SizePoint, SpeedCheck, SweetSpot
 
 

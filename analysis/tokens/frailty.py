@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 from scipy.special import expit, log_expit, logsumexp, stdtrit
 
-from analysis.bootstrap import LEVEL, Estimate, Floats, number
-from calibration.errors import ConvergenceWarning
+from analysis.common.bootstrap import LEVEL, Estimate, Floats, number
+from calibration.common.errors import ConvergenceWarning
 
 _NODES = np.linspace(-5.0, 5.0, 201)
 _MASS = -0.5 * _NODES**2 - logsumexp(-0.5 * _NODES**2)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from analysis.bootstrap import ClusterBootstrap, Estimate, number
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
 from analysis.tokens.rows import Floats, TokenRows
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 
 ROWS = 40_000
 """Rows that are scored; more are thinned, the same share of every prompt's."""

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.random import Generator
 from scipy.special import stdtrit
 
-from analysis.bootstrap import LEVEL, Estimate, number
+from analysis.common.bootstrap import LEVEL, Estimate, number
 from analysis.tokens.rows import NUMERIC, Floats, TokenRows
-from calibration.errors import ConvergenceWarning
+from calibration.common.errors import ConvergenceWarning
 
 EXCHANGEABLE_ROWS = 6_000
 """Rows of the exchangeable fit: about a hundred a prompt, where its iteration is stable."""

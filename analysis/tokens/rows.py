@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from analysis.rounds import Ints, Recording, recording
-from calibration.errors import ReplayError, ReportError
+from analysis.common.rounds import Ints, Recording, recording
+from calibration.common.errors import ReplayError, ReportError
 from calibration.traces import TraceSet
 
 Floats = NDArray[np.float64]

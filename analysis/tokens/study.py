@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.bootstrap import ClusterBootstrap
-from analysis.threads import one_thread
+from analysis.common.bootstrap import ClusterBootstrap
+from analysis.common.threads import one_thread
 from analysis.tokens.hazard import HazardCurve, hazard_curves
 from analysis.tokens.heldout import HeldOut, hold_out
 from analysis.tokens.odds import Regression, regress
 from analysis.tokens.rows import token_rows
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 from calibration.traces import TraceSet
 
 DRAFT_TOKENS = 8

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.bootstrap import number
+from analysis.common.bootstrap import number
 from analysis.tuning.candidate import Base, Candidate
 from analysis.tuning.findings import BatchLength
 from analysis.tuning.runs import Runs
 from analysis.tuning.space import fixed, nothing
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 
 LARGEST = 64
 """Largest batch of the grid where arrivals are open: larger ones take the length found there."""

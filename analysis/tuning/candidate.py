@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from calibration.errors import ScenarioError, did_you_mean
+from calibration.common.errors import ScenarioError, did_you_mean
 from calibration.traces import TraceSet
-from simulator.loading import parse_scenario
 from simulator.playback.replay import select_sequences
-from simulator.scenario import Scenario
+from simulator.scenario.loading import parse_scenario
+from simulator.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True)

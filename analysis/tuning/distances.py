@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.bootstrap import Estimate, Floats, number
+from analysis.common.bootstrap import Estimate, Floats, number
 from analysis.tuning.candidate import Candidate
 from analysis.tuning.findings import OracleGap, SensitivityPoint
 from analysis.tuning.halving import Judge

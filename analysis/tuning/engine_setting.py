@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.tuning.findings import Scored
-from calibration.errors import ExportError
+from calibration.common.errors import ExportError
 from calibration.traces.manifest import DrafterInfo
 from calibration.traces.paradigms import EAGLE, EAGLE3, MEDUSA, MODEL, paradigm_of
 

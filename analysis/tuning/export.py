@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from analysis.tuning import export_sglang, export_tensorrt_llm, export_vllm
 from analysis.tuning.engine_setting import WITH_MODEL, Setting, Words, setting_of
 from analysis.tuning.findings import Export, Scored, TuneFindings
-from calibration.errors import ExportError, ScenarioError, did_you_mean
+from calibration.common.errors import ExportError, ScenarioError, did_you_mean
 from calibration.traces.manifest import DrafterInfo
 from calibration.traces.paradigms import paradigm_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.tuning.engine_schemas import SglangAdaptiveConfig, SglangArguments
 from analysis.tuning.engine_setting import Setting, Words
-from calibration.errors import ExportError
+from calibration.common.errors import ExportError
 from calibration.traces.paradigms import EAGLE, EAGLE3, LOOKUP, MODEL
 
 SOURCE = (
@@ -63,7 +63,7 @@ def _adaptive(setting: Setting) -> SglangAdaptiveConfig | None:
     """Give the adaptive steps: those of the policy, or for a table by batch size one tier with one length a range."""
     told = setting.stopping
     if setting.stopping["policy"] == "moving_average":
-        from simulator.keys.stopping_settings import MovingAverage
+        from simulator.scenario.stopping import MovingAverage
 
         policy = MovingAverage.model_validate(dict(told))
         shared = {"ema_alpha": policy.ema_alpha, "update_interval": policy.update_interval}

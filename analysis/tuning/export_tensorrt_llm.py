@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.tuning.engine_schemas import TensorrtOptions
 from analysis.tuning.engine_setting import Setting, Words
-from calibration.errors import ExportError
+from calibration.common.errors import ExportError
 from calibration.traces.paradigms import EAGLE3, LOOKUP, MODEL
 
 SOURCE = "tensorrt_llm/llmapi/llm_args.py (DecodingBaseConfig and its subclasses); LLM API reference 1.4.0rc1"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calibration.errors import ScenarioError, did_you_mean
-from simulator.scenario import Objectives, Scenario
+from calibration.common.errors import ScenarioError, did_you_mean
+from simulator.scenario.scenario import Objectives, Scenario
 
 OBJECTIVES = ("throughput", "goodput", "latency", "cost", "energy")
 ATTAINMENT = 0.99

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.bootstrap import Estimate, Floats
+from analysis.common.bootstrap import Estimate, Floats
 from analysis.tuning.candidate import Candidate
 from analysis.tuning.findings import Rung
 from analysis.tuning.goal import Goal

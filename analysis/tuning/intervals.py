@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from analysis.bootstrap import LEVEL, Estimate, Floats, number
+from analysis.common.bootstrap import LEVEL, Estimate, Floats, number
 
 METHOD = "Student's t over replications on common random numbers"
 

@@ -19,20 +19,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.bootstrap import Estimate
 from analysis.capacity import Objective, plan_capacity
 from analysis.capacity.findings import PolicyCapacity
 from analysis.capacity.load import at_rate, check_workload, count_replicas, saturated
+from analysis.common.bootstrap import Estimate
 from analysis.tuning.candidate import Candidate
 from analysis.tuning.findings import Judgement
 from analysis.tuning.goal import Goal
 from analysis.tuning.halving import Judge
 from analysis.tuning.intervals import interval, ratio_of_means
 from analysis.tuning.runs import FIRST_FRESH
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.replicate import replication_seeds, with_seed
-from simulator.scenario import Objectives, Scenario
+from simulator.scenario.scenario import Objectives, Scenario
 
 SUSTAINED, SATURATED, AS_GIVEN = "sustained", "saturated", "as given"
 _PILOT_REQUESTS, _PILOT_SEEDS = 120, 2

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.tuning.findings import Plan, Rung
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator.experiments.pool import run_one
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 
 LAST = (16, 12, 8, 6)
 """Replications of the last rung, the most first, that a plan chooses from."""

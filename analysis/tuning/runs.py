@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-import calibration.errors
-from analysis.bootstrap import Floats
+import calibration.common.errors
+from analysis.common.bootstrap import Floats
 from analysis.tuning.candidate import Base, Candidate
-from calibration.errors import PacelineError, PacelineWarning, ScenarioError
+from calibration.common.errors import PacelineError, PacelineWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.pool import Outcome, process_pool, retell, run_one, run_prepared
 from simulator.experiments.replicate import replication_seeds, with_seed
 from simulator.experiments.store import Store, StoredCell, cell_key, cell_keys, traces_hash
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 
 Progress = Callable[[str, int, int], None]
 _SEEDS = 64
@@ -229,5 +229,5 @@ class Runs:
 
 def _restored(cell: StoredCell) -> Outcome:
     """Give a stored run, its warnings under their categories."""
-    said = tuple((getattr(calibration.errors, name, PacelineWarning), text) for name, text in cell.warnings)
+    said = tuple((getattr(calibration.common.errors, name, PacelineWarning), text) for name, text in cell.warnings)
     return Outcome(cell.summary, None, said)

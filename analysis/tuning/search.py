@@ -45,12 +45,12 @@ from analysis.tuning.space import (
     policies,
     routings,
 )
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator.playback.replay import select_sequences
 from simulator.results.evidence import Evidence
-from simulator.run import read_traces
-from simulator.scenario import Objectives, Scenario
+from simulator.running.run import read_traces
+from simulator.scenario.scenario import Objectives, Scenario
 
 DRAFT_TOKENS = (1, 2, 4, 8)
 BUDGET_S = 100.0

@@ -10,12 +10,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis.records import to_json
+from analysis.common.records import to_json
 from analysis.tuning.findings import Scored, TuneFindings
-from calibration.errors import ScenarioError
-from calibration.folder import fresh_folder
-from simulator.loading import parse_scenario
-from simulator.scenario import Scenario
+from calibration.common.errors import ScenarioError
+from calibration.common.files import fresh_folder
+from simulator.scenario.loading import parse_scenario
+from simulator.scenario.scenario import Scenario
 
 MARKER = "tune.json"
 

@@ -1,7 +1,7 @@
 """Drafters: every way to draft, each recorded into the same TraceSet.
 
 A drafter is described by settings (a ``[[drafter]]`` of a job file), built for a verifier, and then drafts in a live
-loop and says what it drafts from every start; see `calibration.drafters.protocol`.
+loop and says what it drafts from every start; see `calibration.models.drafter`.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ if TYPE_CHECKING:
     from calibration.drafters.lookup import PromptLookup
     from calibration.drafters.nested_exits import NestedExits
     from calibration.drafters.proposed import Memory, Retrieval, Suffix, Trigram
-    from calibration.drafters.protocol import Drafter
     from calibration.drafters.standalone import Standalone
     from calibration.drafters.trimmed import Trimmed
     from calibration.drafters.windowed import Windowed
+    from calibration.models.drafter import Drafter
 
 _HOME = {
-    "AnyDrafter": "kinds",
-    "Block": "heads",
-    "Distilled": "distilled",
-    "Drafter": "protocol",
-    "DrafterSettings": "info",
-    "DynamicExit": "dynamic_exit",
-    "Eagle": "heads",
-    "EarlyExit": "cut",
-    "Foreign": "foreign",
-    "Kangaroo": "kangaroo",
-    "LayerSkip": "cut",
-    "Medusa": "heads",
-    "Memory": "proposed",
-    "MergedTrees": "kinds",
-    "NestedExits": "nested_exits",
-    "NgramBeforeModel": "kinds",
-    "PromptLookup": "lookup",
-    "Retrieval": "proposed",
-    "RetrievalFused": "kinds",
-    "Standalone": "standalone",
-    "Suffix": "proposed",
-    "Trigram": "proposed",
-    "Trimmed": "kinds",
-    "Windowed": "kinds",
-    "build_drafter": "kinds",
-    "kept_layers": "cut",
-    "parse_drafter": "kinds",
-    "submodel": "cut",
+    "AnyDrafter": "calibration.drafters.kinds",
+    "Block": "calibration.drafters.heads",
+    "Distilled": "calibration.drafters.distilled",
+    "Drafter": "calibration.models.drafter",
+    "DrafterSettings": "calibration.drafters.info",
+    "DynamicExit": "calibration.drafters.dynamic_exit",
+    "Eagle": "calibration.drafters.heads",
+    "EarlyExit": "calibration.drafters.cut",
+    "Foreign": "calibration.drafters.foreign",
+    "Kangaroo": "calibration.drafters.kangaroo",
+    "LayerSkip": "calibration.drafters.cut",
+    "Medusa": "calibration.drafters.heads",
+    "Memory": "calibration.drafters.proposed",
+    "MergedTrees": "calibration.drafters.kinds",
+    "NestedExits": "calibration.drafters.nested_exits",
+    "NgramBeforeModel": "calibration.drafters.kinds",
+    "PromptLookup": "calibration.drafters.lookup",
+    "Retrieval": "calibration.drafters.proposed",
+    "RetrievalFused": "calibration.drafters.kinds",
+    "Standalone": "calibration.drafters.standalone",
+    "Suffix": "calibration.drafters.proposed",
+    "Trigram": "calibration.drafters.proposed",
+    "Trimmed": "calibration.drafters.kinds",
+    "Windowed": "calibration.drafters.kinds",
+    "build_drafter": "calibration.drafters.kinds",
+    "kept_layers": "calibration.drafters.cut",
+    "parse_drafter": "calibration.drafters.kinds",
+    "submodel": "calibration.drafters.cut",
 }
 
 __all__ = [
@@ -93,5 +93,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Settings must be readable without torch, which the drafters themselves need.
     if name in _HOME:
-        return getattr(importlib.import_module(f"calibration.drafters.{_HOME[name]}"), name)
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'calibration.drafters' has no attribute '{name}'")

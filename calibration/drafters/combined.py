@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.info import DrafterSettings
-from calibration.errors import CalibrationError
-from calibration.models import Verifier
+from calibration.models.load import Verifier
 from calibration.traces.manifest import DrafterInfo
 
 if TYPE_CHECKING:
     from calibration.drafters.fused import FusedDrafter
     from calibration.drafters.info import AnyDrafter
     from calibration.drafters.pairs import Before, Merged
-    from calibration.drafters.protocol import Drafter
+    from calibration.models.drafter import Drafter
 
 Natural = Annotated[int, Field(ge=1)]
 

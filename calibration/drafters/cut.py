@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from calibration.common.errors import CalibrationError
+from calibration.common.extras import require
 from calibration.drafters.info import DrafterSettings
-from calibration.errors import CalibrationError
-from calibration.extras import require
-from calibration.models import Verifier, describe
+from calibration.models.load import Verifier, describe
 from calibration.traces.manifest import DrafterInfo
 
 if TYPE_CHECKING:

@@ -1,15 +1,15 @@
 """A student distilled from the verifier: a small causal LM that uses the verifier's embedding and head.
 
-Students are trained by `calibration.distill`; only their own layers and final norm lie in their folder.
+Students are trained by `calibration.training`; only their own layers and final norm lie in their folder.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.info import DrafterSettings, TrainedSettings
-from calibration.errors import CalibrationError
-from calibration.models import Verifier, describe
+from calibration.models.load import Verifier, describe
 from calibration.traces.manifest import DrafterInfo
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ class Distilled(TrainedSettings):
 
     def build(self, verifier: Verifier) -> ModelDrafter:
         """Load the student; `CalibrationError` where there is none, or it was made for another verifier."""
-        from calibration.distill.students import KIND, load_student
-        from calibration.distill.trainees import read_shape
-        from calibration.drafters.folder import load_drafter
         from calibration.drafters.lanes import ModelDrafter
+        from calibration.trained.folder import load_drafter
+        from calibration.trained.students import KIND, load_student
+        from calibration.trained.trainees import read_shape
 
         settings, tensors = load_drafter(self.path, KIND, verifier)
         shape = read_shape(self.path, settings)
@@ -39,7 +39,7 @@ class Distilled(TrainedSettings):
 
 def trained_info(settings: DrafterSettings, model: Any, folder: str) -> DrafterInfo:
     """Describe a trained drafter: its shape, and the recipe that stands in its folder."""
-    from calibration.drafters.folder import read_about
+    from calibration.trained.folder import read_about
 
     about = read_about(folder)
     told = {**settings.model_dump(mode="json", exclude={"kind", "name", "path"}), **about["settings"]}

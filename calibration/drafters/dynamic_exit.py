@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.exit_plan import Planning
 from calibration.drafters.info import DrafterSettings
-from calibration.errors import CalibrationError
-from calibration.models import Verifier, describe
+from calibration.models.load import Verifier, describe
 from calibration.traces.manifest import DrafterInfo
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from calibration.drafters.exit_plan import HitRates, Plan, Planning, make_plan
 from calibration.drafters.lanes import agreed
-from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, States, Tap
-from calibration.recording.lane import Lane, pad_left
-from calibration.recording.sampling import draw, entropy, processed, residual
+from calibration.models.drafter import Drafter, Drafts, Opening, Proposal, Read, Side, States, Tap
+from calibration.models.lane import Lane, pad_left
+from calibration.models.sampling import draw, entropy, processed, residual
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 
 _CHUNK = 256
@@ -54,7 +54,7 @@ class ExitDrafter:
 
     def step(self, batch: int, context_tokens: int, noise: torch.Generator) -> Callable[[], float]:
         """Give a function that runs one draft step of the deepest exit once; the others take their share of it."""
-        from calibration.timing.loaded import forward_step
+        from calibration.drafters.timing import forward_step
 
         return forward_step(self.models[-1], batch, 1, context_tokens)
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from calibration.common.vocabularies import Correspondence, Vocabulary
 from calibration.drafters.standalone import LoadedSettings
-from calibration.models import Verifier, describe
+from calibration.models.load import Verifier, describe
 from calibration.traces.manifest import DrafterInfo
-from calibration.vocabularies import Correspondence, Vocabulary
 
 if TYPE_CHECKING:
     from calibration.drafters.foreign_drafting import ForeignDrafter

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.common.vocabularies import Correspondence, readable, runs
 from calibration.drafters.given import proposal
-from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, Tap
 from calibration.drafters.translation import Ngrams, NgramTranslation, TextTranslation, Translation
+from calibration.models.drafter import Drafter, Drafts, Opening, Proposal, Read, Side, Tap
+from calibration.models.lane import Lane, pad_left
+from calibration.models.sampling import distribution, entropy
 from calibration.proposers.protocol import Draft
-from calibration.recording.lane import Lane, pad_left
-from calibration.recording.sampling import distribution, entropy
 from calibration.traces.manifest import DrafterInfo
-from calibration.vocabularies import Correspondence, readable, runs
 
 BRANCHES = 32
 """Starts that are drafted from side by side."""
@@ -61,7 +61,7 @@ class ForeignDrafter:
 
         A proposed token takes as many passes as its `draft_layers` have times the drafter's layers.
         """
-        from calibration.timing.loaded import forward_step
+        from calibration.drafters.timing import forward_step
 
         return forward_step(self.model, batch, 1, context_tokens)
 

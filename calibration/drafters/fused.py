@@ -11,10 +11,10 @@ from torch import Tensor
 from calibration.drafters.given import GivenDrafter, packed_drafts, proposal
 from calibration.drafters.lanes import ModelDrafter, ModelSide
 from calibration.drafters.pairs import Pair, rows_of, start_drafts
-from calibration.drafters.protocol import Drafts, Opening, Proposal, Read, Side, Tap
+from calibration.models.drafter import Drafts, Opening, Proposal, Read, Side, Tap
+from calibration.models.lane import Lane
+from calibration.models.sampling import processed
 from calibration.proposers import Draft, draft_trees
-from calibration.recording.lane import Lane
-from calibration.recording.sampling import processed
 from calibration.traces.manifest import DecodingInfo
 
 _NODES = 256

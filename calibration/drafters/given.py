@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.drafters.lanes import host_seconds
-from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, Tap
+from calibration.models.drafter import Drafter, Drafts, Opening, Proposal, Read, Side, Tap
 from calibration.proposers.protocol import Draft, Proposer
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 

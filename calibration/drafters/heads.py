@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from calibration.drafters.info import TrainedSettings
-from calibration.heads.shape import PARADIGMS, HeadKind, HeadShape
-from calibration.models import Verifier
+from calibration.models.load import Verifier
 from calibration.traces.manifest import DrafterInfo
+from calibration.trained.head_shape import PARADIGMS, HeadKind, HeadShape
 
 if TYPE_CHECKING:
-    from calibration.heads.drafting import HeadDrafter
+    from calibration.trained.head_drafting import HeadDrafter
 
 
 class Medusa(TrainedSettings):
@@ -57,9 +57,9 @@ def load_drafting_head(
     ``parameters`` of its info are the head's own: embedding and LM head are the verifier's. Medusa heads count as
     the one to few residual layers that they are, without attention.
     """
-    from calibration.drafters.folder import load_drafter
-    from calibration.heads.drafting import HeadDrafter
-    from calibration.heads.networks import load_head
+    from calibration.trained.folder import load_drafter
+    from calibration.trained.head_drafting import HeadDrafter
+    from calibration.trained.head_networks import load_head
 
     saved, tensors = load_drafter(path, kind, verifier)
     shape = HeadShape.model_validate(saved)

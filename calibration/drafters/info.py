@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from calibration.traces.manifest import DrafterInfo
 
 if TYPE_CHECKING:
-    from calibration.drafters.protocol import Drafter
-    from calibration.models import Verifier
+    from calibration.models.drafter import Drafter
+    from calibration.models.load import Verifier
 
 
 class DrafterSettings(BaseModel):
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 
 class TrainedSettings(DrafterSettings):
-    """A trained drafter: the folder ``path`` that `calibration.drafters.folder.save_drafter` wrote."""
+    """A trained drafter: the folder ``path`` that `calibration.trained.folder.save_drafter` wrote."""
 
     path: str
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.distilled import trained_info
 from calibration.drafters.info import TrainedSettings
-from calibration.errors import CalibrationError
-from calibration.models import Verifier
+from calibration.models.load import Verifier
 
 if TYPE_CHECKING:
     from calibration.drafters.lanes import ModelDrafter
@@ -33,10 +33,10 @@ class Kangaroo(TrainedSettings):
 
     def build(self, verifier: Verifier) -> ModelDrafter:
         """Load the adapter; `CalibrationError` where there is none, or it was made for another verifier."""
-        from calibration.distill.kangaroo import KIND, load_kangaroo
-        from calibration.distill.trainees import read_shape
-        from calibration.drafters.folder import load_drafter
         from calibration.drafters.lanes import ModelDrafter, Stop
+        from calibration.trained.folder import load_drafter
+        from calibration.trained.kangaroo import KIND, load_kangaroo
+        from calibration.trained.trainees import read_shape
 
         settings, tensors = load_drafter(self.path, KIND, verifier)
         shape = read_shape(self.path, settings)

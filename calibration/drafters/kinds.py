@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.drafters.combined import MergedTrees, NgramBeforeModel, RetrievalFused
 from calibration.drafters.cut import EarlyExit, LayerSkip
 from calibration.drafters.distilled import Distilled
@@ -21,11 +22,10 @@ from calibration.drafters.proposed import Memory, Retrieval, Suffix, Trigram
 from calibration.drafters.standalone import Standalone
 from calibration.drafters.trimmed import Trimmed
 from calibration.drafters.windowed import Windowed
-from calibration.errors import CalibrationError, did_you_mean
-from calibration.models import Verifier
+from calibration.models.load import Verifier
 
 if TYPE_CHECKING:
-    from calibration.drafters.protocol import Drafter
+    from calibration.models.drafter import Drafter
 
 AnyDrafter = Annotated[
     PromptLookup

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.drafters.protocol import Opening, Proposal, Side, Tap
-from calibration.recording.lane import Lane, Window, pad_left
-from calibration.recording.sampling import draw, processed
+from calibration.models.drafter import Opening, Proposal, Side, Tap
+from calibration.models.lane import Lane, Window, pad_left
+from calibration.models.sampling import draw, processed
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 
 
@@ -55,7 +55,7 @@ class ModelDrafter:
 
     def step(self, batch: int, context_tokens: int, noise: torch.Generator) -> Callable[[], float]:
         """Give a function that runs one draft step of one token once."""
-        from calibration.timing.loaded import forward_step
+        from calibration.drafters.timing import forward_step
 
         held = context_tokens if self.window is None else self.window.held(context_tokens)
         return forward_step(self.model, batch, 1, held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from calibration.drafters.info import DrafterSettings
-from calibration.models import Verifier
+from calibration.models.load import Verifier
 from calibration.proposers.lookup import LookupSettings
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PromptLookup(DrafterSettings):
-    """Prompt lookup with suffixes of `ngram_max` down to `ngram_min` tokens; see `calibration.ngram`."""
+    """Prompt lookup with suffixes of `ngram_max` down to `ngram_min` tokens; see `calibration.proposers.ngram`."""
 
     paradigm: ClassVar[str] = "prompt-lookup"
     kind: Literal["prompt-lookup"] = "prompt-lookup"

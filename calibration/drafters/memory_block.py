@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.recording.lane import Lane
+from calibration.models.lane import Lane
 
 BLOCK = 16
 """Neighbouring tokens that are chosen together."""

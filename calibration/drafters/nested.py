@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.info import DrafterSettings
-from calibration.errors import CalibrationError
 
 if TYPE_CHECKING:
     from calibration.drafters.lanes import ModelDrafter
-    from calibration.models import Verifier
+    from calibration.models.load import Verifier
 
 
 def build_lane(settings: DrafterSettings, inner: DrafterSettings, verifier: Verifier) -> ModelDrafter:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from calibration.common.errors import CalibrationError
+from calibration.common.toml import FromList
 from calibration.drafters.info import DrafterSettings
-from calibration.errors import CalibrationError
-from calibration.models import Verifier
-from calibration.tomlfile import FromList
+from calibration.models.load import Verifier
 
 if TYPE_CHECKING:
     from calibration.drafters.nested_lane import NestedExitsDrafter

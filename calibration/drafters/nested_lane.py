@@ -11,21 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.distill.nested import KIND, NestedModel
-from calibration.distill.students import load_student
-from calibration.distill.trainees import read_shape
+from calibration.common.errors import CalibrationError
 from calibration.drafters.cut import submodel
 from calibration.drafters.distilled import trained_info
-from calibration.drafters.folder import load_drafter
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.lanes import ModelDrafter
-from calibration.drafters.protocol import Drafter, Drafts, Opening, Read, Side, Tap
-from calibration.errors import CalibrationError
-from calibration.models import Verifier, describe
-from calibration.recording.lane import Lane
-from calibration.recording.rollouts import rollout
-from calibration.recording.sampling import choose, entropy, processed
+from calibration.models.drafter import Drafter, Drafts, Opening, Read, Side, Tap
+from calibration.models.lane import Lane
+from calibration.models.load import Verifier, describe
+from calibration.models.rollouts import rollout
+from calibration.models.sampling import choose, entropy, processed
 from calibration.traces.manifest import DrafterInfo
+from calibration.trained.folder import load_drafter
+from calibration.trained.nested import KIND, NestedModel
+from calibration.trained.students import load_student
+from calibration.trained.trainees import read_shape
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.given import packed_drafts, proposal
 from calibration.drafters.lanes import ModelDrafter
-from calibration.drafters.protocol import Drafter, Drafts, Opening, Proposal, Read, Side, StartDrafter, Tap, followed
-from calibration.errors import CalibrationError
+from calibration.models.drafter import Drafter, Drafts, Opening, Proposal, Read, Side, StartDrafter, Tap, followed
 from calibration.proposers import Draft, draft_trees
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
 

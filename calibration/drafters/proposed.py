@@ -2,7 +2,7 @@
 
 Each proposes given tokens, chains or trees; `calibration.proposers` says how. Their fields are those of the settings
 there. All but prompt lookup take texts of others, ``corpus_path``: the outputs of a TraceSet, or of a corpus of
-training text (`calibration.distill.corpus`), all of them. A text that is being recorded must not be among them, or
+training text (`calibration.trained.corpus`), all of them. A text that is being recorded must not be among them, or
 its drafts are its own words. The manifest says how many tokens were read, and their sha256.
 """
 
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.info import DrafterSettings
-from calibration.errors import CalibrationError
-from calibration.models import Verifier
+from calibration.models.load import Verifier
 from calibration.proposers import (
     Datastore,
     MemorySettings,
@@ -168,7 +168,7 @@ def read_texts(path: str | Path) -> Texts:
     """
     folder = Path(path)
     if (folder / "corpus.json").is_file():
-        from calibration.distill.corpus import read_corpus
+        from calibration.trained.corpus import read_corpus
 
         return [text.output_ids for text in read_corpus(folder)]
     if not (folder / "manifest.json").is_file():

@@ -7,13 +7,13 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from calibration.common.errors import CalibrationError
+from calibration.common.extras import quiet_transformers, require
+from calibration.common.fetch import PUBLISHED, fetch
+from calibration.common.vocabularies import first_difference
 from calibration.drafters.info import DrafterSettings
-from calibration.errors import CalibrationError
-from calibration.extras import quiet_transformers, require
-from calibration.fetch import PUBLISHED, fetch
-from calibration.models import DtypeChoice, Verifier, choose_dtype, describe
+from calibration.models.load import DtypeChoice, Verifier, choose_dtype, describe
 from calibration.traces.manifest import DrafterInfo
-from calibration.vocabularies import first_difference
 
 if TYPE_CHECKING:
     from calibration.drafters.lanes import ModelDrafter

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from calibration.vocabularies import Correspondence, readable
+from calibration.common.vocabularies import Correspondence, readable
 
 Ngrams = Mapping[tuple[int, ...], int]
 

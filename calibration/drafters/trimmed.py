@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.nested import build_lane
 from calibration.drafters.standalone import with_head
-from calibration.errors import CalibrationError
-from calibration.models import Verifier, describe
-from calibration.token_counts import counts_hash, most_frequent, token_counts
+from calibration.drafters.token_counts import counts_hash, most_frequent, token_counts
+from calibration.models.load import Verifier, describe
 
 if TYPE_CHECKING:
     from calibration.drafters.info import AnyDrafter
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Trimmed(DrafterSettings):
     """`drafter` with the head rows of `tokens` tokens, or of as many as make up `coverage` of the counted text.
 
-    ``counts_path``: where tokens are counted, see `calibration.token_counts`; it should be text of this verifier.
+    ``counts_path``: where tokens are counted, see `calibration.drafters.token_counts`; it should be text of this
+    verifier.
     """
 
     paradigm: ClassVar[str] = "trimmed"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 
 class TrimmedHead(nn.Module):

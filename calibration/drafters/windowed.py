@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.nested import build_lane
-from calibration.errors import CalibrationError
-from calibration.models import Verifier
+from calibration.models.load import Verifier
 
 if TYPE_CHECKING:
     from calibration.drafters.info import AnyDrafter
     from calibration.drafters.lanes import ModelDrafter
-    from calibration.recording.lane import Window
+    from calibration.models.lane import Window
 
 
 class Windowed(DrafterSettings):
@@ -68,7 +68,7 @@ class Windowed(DrafterSettings):
     def window(self, drafter: ModelDrafter) -> Window:
         """Give the limits of `drafter`'s attention."""
         from calibration.drafters.memory_block import MemoryBlock
-        from calibration.recording.lane import Window
+        from calibration.models.lane import Window
 
         choose = None
         if self.memory:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Generic, Literal
 
-from calibration.collection import no_collection
+from calibration.common.collection import no_collection
+from calibration.common.errors import CalibrationError
 from calibration.engines.protocol import Engine, EngineRequest, Step
-from calibration.errors import CalibrationError
 from calibration.observe.prompts import Prompt
 from calibration.observe.source import R, Source
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.observe.prompts import Prompt
 
 

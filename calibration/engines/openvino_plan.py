@@ -9,9 +9,9 @@ it computed, and how many tokens it drafted, follows from the rules of the engin
 - else: if a whole prompt fits, only prompts, in the order of their arrival, up to the first that does not fit into
   ``max_num_batched_tokens`` or would decode beside ``max_num_seqs`` others; else all that decode.
 - Prompt lookup: the earliest occurrence of the longest suffix of ``max_ngram_size`` down to 1 tokens, as in
-  `calibration.ngram`; never more than the request can still receive less one. The drafts of a request are filled up
-  to ``num_assistant_tokens`` with padding that is verified and never accepted, so that a request always costs
-  ``num_assistant_tokens + 1`` tokens, also where nothing matches.
+  `calibration.proposers.ngram`; never more than the request can still receive less one. The drafts of a request are
+  filled up to ``num_assistant_tokens`` with padding that is verified and never accepted, so that a request
+  always costs ``num_assistant_tokens + 1`` tokens, also where nothing matches.
 - Draft model: min(``num_assistant_tokens``, what the request can still receive less one), without padding.
 - The step that computes the last prompt token gives the first token; nothing is drafted for it.
 """
@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from calibration.errors import CalibrationError
-from calibration.ngram import NgramIndex
+from calibration.common.errors import CalibrationError
 from calibration.proposers.checks import one_of, refuse, whole
+from calibration.proposers.ngram import NgramIndex
 
 Mode = Literal["plain", "prompt-lookup", "draft-model"]
 Numerics = Literal["exact", "engine"]

@@ -24,18 +24,18 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from calibration.common.errors import CalibrationError, TraceError
+from calibration.common.files import begin_job
+from calibration.common.version import paceline_version
 from calibration.engines.drive import Clock, Progress, check_engine, drain, drive
 from calibration.engines.protocol import Engine, EngineRequest
-from calibration.errors import CalibrationError, TraceError
-from calibration.folder import begin_job
 from calibration.measured.manifest import Manifest
 from calibration.measured.run import MARKER, MeasuredRun
 from calibration.measured.schema import TABLES
 from calibration.observe.prompts import Prompt
 from calibration.observe.source import R, Source
-from calibration.surroundings import software_versions
 from calibration.traces.schema import build_table
-from calibration.version import paceline_version
+from calibration.traces.surroundings import software_versions
 
 _SOFTWARE = ("numpy", "pyarrow", "torch", "transformers", "openvino", "openvino-genai", "openvino-tokenizers")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.grading.arithmetic import WRONG, arithmetic_items
 from calibration.grading.items import Item
 

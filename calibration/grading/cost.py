@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibration.common.fetch import Advance
 from calibration.drafters.cut import submodel
-from calibration.fetch import Advance
 from calibration.grading.scoring import Packed, read
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.errors import CalibrationError, did_you_mean
+from calibration.common.errors import CalibrationError, did_you_mean
 
 _KEYS = ("id", "domain", "question", "options", "answer")
 

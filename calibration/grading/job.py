@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.checksums import TABLE_SHA256, sha256
-from calibration.errors import CalibrationError
-from calibration.fetch import Progress
-from calibration.folder import write_whole
+from calibration.common.checksums import TABLE_SHA256, sha256
+from calibration.common.errors import CalibrationError
+from calibration.common.fetch import Progress
+from calibration.common.files import write_whole
+from calibration.common.secrets import without_secrets
+from calibration.common.version import paceline_version
 from calibration.grading.builtin import builtin_items
 from calibration.grading.items import Item, digest, read_items
 from calibration.grading.table import Grade, grade, paired, summary, to_csv
-from calibration.models import DeviceChoice, DtypeChoice, Verifier, load_verifier
-from calibration.secrets import without_secrets
-from calibration.version import paceline_version
+from calibration.models.load import DeviceChoice, DtypeChoice, Verifier, load_verifier
 
 TIMED_ITEMS = 60
 """Items whose seconds are measured, spread evenly over all of them."""
@@ -158,7 +158,7 @@ def _one(
     """Give grades and seconds of the stages of one model, and how they were measured."""
     from calibration.grading.cost import clock_name, stage_seconds
     from calibration.grading.scoring import PROMPT, pack, score
-    from calibration.surroundings import device_info, software_versions
+    from calibration.traces.surroundings import device_info, software_versions
 
     layers = list(stages.values())
     packed = [pack(verifier.tokenizer, item) for item in items]

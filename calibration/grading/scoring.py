@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.errors import CalibrationError
-from calibration.fetch import Advance
+from calibration.common.errors import CalibrationError
+from calibration.common.fetch import Advance
 from calibration.grading.items import Item
 
 PROMPT = (

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin
 from calibration.importers.tables import Collected
 from calibration.traces import PromptSource, TraceSet

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.aggregates import (
     AcceptanceLaw,
     Lengths,

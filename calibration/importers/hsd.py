@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import TraceError, did_you_mean
+from calibration.common.errors import TraceError, did_you_mean
 from calibration.importers.origin import Origin
 from calibration.importers.round_log import LoggedRequest, groups, read_columns, trace_of_rounds
 from calibration.importers.rounds import Rounds

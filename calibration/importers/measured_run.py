@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.measured.run import MeasuredRun
 from calibration.observe.prompts import Prompt
 from calibration.proposers.lookup import LookupSettings

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
+from calibration.common.version import paceline_version
 from calibration.traces import DecodingInfo, DeviceInfo, DrafterInfo, Manifest, ModelInfo, PromptSource
 from calibration.traces.manifest import CostConstants, Grain
 from calibration.traces.paradigms import paradigm_of
-from calibration.version import paceline_version
 
 MATERIAL_SHARE = 0.02
 """Share of rounds without a draft from which on it must be known whose they are: it moves the tokens per round, and

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 
 Object = Mapping[str, Any]
 

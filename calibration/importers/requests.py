@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin, prompt_source
 from calibration.importers.rounds import Rounds, Tally, depth_rates, drafts_for, fill, rounds_of
 from calibration.importers.tables import Collected

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin, prompt_source
 from calibration.importers.rounds import IntArray, Rounds, Tally, depth_rates, fill
 from calibration.importers.tables import Collected

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.aggregates import (
     AcceptanceLaw,
     Lengths,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.aggregates import Lengths, even_lengths
 from calibration.importers.origin import Origin
 from calibration.importers.reading import Object, count, counts, measure

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.aggregates import AcceptanceLaw, Lengths, acceptance_law, even_lengths, geometric_law
 from calibration.importers.origin import Origin
 from calibration.observe.prometheus import by_position, counter_name, label, total

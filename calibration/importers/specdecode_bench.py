@@ -24,8 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from calibration.errors import TraceError
-from calibration.ngram import lookup_runs
+from calibration.common.errors import TraceError
+from calibration.common.version import paceline_version
+from calibration.proposers.ngram import lookup_runs
 from calibration.traces import (
     DecodingInfo,
     DeviceInfo,
@@ -37,7 +38,6 @@ from calibration.traces import (
     make_table,
 )
 from calibration.traces.manifest import CostConstants
-from calibration.version import paceline_version
 
 Alignment = Literal["position", "published"]
 FORMAT = "specdecode-bench"

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.errors import CalibrationError, TraceError
+from calibration.common.errors import CalibrationError, TraceError
 from calibration.importers.aggregates import Lengths, law_note, spread_laws, spread_note, synthesize
 from calibration.importers.origin import Origin, prompt_source
 from calibration.importers.reading import read_text

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from calibration.errors import CalibrationError, TraceError
+from calibration.common.errors import CalibrationError, TraceError
 from calibration.importers.origin import Origin
 from calibration.importers.reading import Object, check_files, count, read_objects
 from calibration.importers.requests import Request, Source, requests_to_traces

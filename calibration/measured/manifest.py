@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calibration.secrets import Command
+from calibration.common.secrets import Command
 from calibration.traces.manifest import DeviceInfo, Sealing, TableInfo, parse_versioned
 
 SCHEMA_VERSION = 1

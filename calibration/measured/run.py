@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.checksums import parse_parquet, read_checked, sha256
-from calibration.errors import TraceError
-from calibration.folder import fresh_folder, write_whole
+from calibration.common.checksums import parse_parquet, read_checked, sha256
+from calibration.common.errors import TraceError
+from calibration.common.files import fresh_folder, write_whole
 from calibration.measured.manifest import Manifest, parse_manifest
 from calibration.measured.schema import TABLES
 from calibration.measured.validate import check_requests, check_steps

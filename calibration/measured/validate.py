@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.measured.manifest import Manifest
 
 TICK_S = 1e-9

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.observe.request_metrics import Speculation, read_speculation
 
 

@@ -11,10 +11,10 @@ from urllib.parse import unquote
 
 from pydantic import SecretStr
 
-from calibration.errors import CalibrationError, MissingExtraError
+from calibration.common.errors import CalibrationError, MissingExtraError
+from calibration.common.secrets import Secret, concealed
 from calibration.observe.answer import said
 from calibration.observe.sse import EventReader
-from calibration.secrets import Secret, concealed
 
 if TYPE_CHECKING:
     import httpx

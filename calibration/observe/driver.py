@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.observe.answer import Answer, AnswerReader
 from calibration.observe.client import Client, RefusedError
 from calibration.observe.prompts import Prompt

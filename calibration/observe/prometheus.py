@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from calibration.errors import CalibrationError, MissingExtraError
+from calibration.common.errors import CalibrationError, MissingExtraError
 
 CUMULATIVE = ("counter", "histogram", "summary")
 """Types of metrics that only grow, so that a difference of two readings says what happened between them."""

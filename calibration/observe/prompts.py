@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from calibration.errors import CalibrationError
-from calibration.extras import require
+from calibration.common.errors import CalibrationError
+from calibration.common.extras import require
 from calibration.traces import TraceSet
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 _WHERE = "metrics.speculative_decoding"
 

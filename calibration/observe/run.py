@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Literal
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
+from calibration.common.secrets import Secret
+from calibration.common.version import paceline_version
 from calibration.measured import EngineInfo, Manifest, MeasuredRun
 from calibration.measured.manifest import Setting
 from calibration.observe.client import Client
@@ -20,9 +22,7 @@ from calibration.observe.prompts import Prompt
 from calibration.observe.record import notes, request_columns, unknown
 from calibration.observe.server import Endpoint, Server, discover
 from calibration.observe.source import R, Request, Source
-from calibration.secrets import Secret
 from calibration.traces.manifest import DeviceInfo
-from calibration.version import paceline_version
 
 Progress = Callable[[int, int], None]
 _SETTLE_S = 0.1

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from calibration.errors import CalibrationError, did_you_mean
+from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.measured.manifest import EngineInfo, Setting
 from calibration.observe.answer import AnswerReader
 from calibration.observe.client import Client, RefusedError

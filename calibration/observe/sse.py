@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 DONE = "[DONE]"
 _KNOWN = ("event", "id", "retry")

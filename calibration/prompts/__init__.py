@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibration.errors import CalibrationError, did_you_mean
+from calibration.common.errors import CalibrationError, did_you_mean
 
 __all__ = ["DOMAINS", "Prompt", "PromptFile", "load_prompts", "read_prompt_file"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 
 def refuse(where: str, *rules: tuple[bool, str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 FORMAT = 1
 _KIND = "paceline token datastore"

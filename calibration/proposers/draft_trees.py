@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.proposers.protocol import Draft
 
 _Trie = list[dict[int, int]]  # children by token of every node; node 0 is the committed text

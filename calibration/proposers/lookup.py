@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from calibration.ngram import NgramIndex
 from calibration.proposers.checks import refuse, whole
+from calibration.proposers.ngram import NgramIndex
 from calibration.proposers.protocol import Draft
 
 
 @dataclass(frozen=True)
 class LookupSettings:
-    """Suffixes of `ngram_max` down to `ngram_min` tokens are looked up; see `calibration.ngram`."""
+    """Suffixes of `ngram_max` down to `ngram_min` tokens are looked up; see `calibration.proposers.ngram`."""
 
     ngram_max: int = 3
     ngram_min: int = 1

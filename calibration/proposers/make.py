@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.proposers.datastore import Datastore
 from calibration.proposers.lookup import LookupProposer, LookupSettings
 from calibration.proposers.memory import Memory, MemoryProposer, MemorySettings

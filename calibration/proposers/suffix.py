@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.proposers.checks import one_of, refuse, whole, within
 from calibration.proposers.protocol import Draft
 

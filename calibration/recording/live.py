@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.drafters.protocol import Drafter, Opening, Proposal
-from calibration.recording.generate import cut
-from calibration.recording.lane import Lane, pad_left
-from calibration.recording.sampling import choose, draw, processed, residual
+from calibration.models.drafter import Drafter, Opening, Proposal
+from calibration.models.generate import cut
+from calibration.models.lane import Lane, pad_left
+from calibration.models.sampling import choose, draw, processed, residual
 from calibration.traces.manifest import DecodingInfo
 
 

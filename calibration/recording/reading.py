@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.drafters.protocol import Tap
-from calibration.fetch import Advance
-from calibration.recording.lane import Lane, Window, pad_left, pad_right
-from calibration.recording.sampling import choose, entropy, processed
+from calibration.common.fetch import Advance
+from calibration.models.drafter import Tap
+from calibration.models.lane import Lane, Window, pad_left, pad_right
+from calibration.models.sampling import choose, entropy, processed
 from calibration.traces.manifest import DecodingInfo
 
 CHUNK = 64
@@ -57,7 +57,7 @@ def read_together(
     """Feed prompt + output to `verifier` and to every model of `drafters` (by name); give a `Reading`.
 
     Columns are aligned so that the logits which predict x_t stand in one column for all rows. Distributions are those
-    of `calibration.recording.sampling.processed`. `advance` is called with the positions just read.
+    of `calibration.models.sampling.processed`. `advance` is called with the positions just read.
     `taps` are the verifier's states to keep; `windows` limits what drafters attend to, by name.
     """
     device: torch.device = verifier.device

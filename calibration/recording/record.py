@@ -23,15 +23,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from calibration.common.errors import CalibrationError
+from calibration.common.fetch import Advance
 from calibration.drafters.lanes import ModelDrafter
-from calibration.drafters.protocol import Drafter, Drafts, Read, StartDrafter, Tap
-from calibration.errors import CalibrationError
-from calibration.fetch import Advance
-from calibration.recording.generate import Output
+from calibration.models.drafter import Drafter, Drafts, Read, StartDrafter, Tap
+from calibration.models.generate import Output
+from calibration.models.rollouts import rollout
+from calibration.models.sampling import numpy_generator
 from calibration.recording.reading import Reading, Stats, read_together, run_lengths
 from calibration.recording.recorded_drafts import Columns, IntArray, leading_true, position_columns, rollout_columns
-from calibration.recording.rollouts import rollout
-from calibration.recording.sampling import numpy_generator
 from calibration.traces.manifest import DecodingInfo
 
 

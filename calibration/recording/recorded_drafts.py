@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.drafters.protocol import Drafts, followed
-from calibration.recording.sampling import numpy_generator
+from calibration.models.drafter import Drafts, followed
+from calibration.models.sampling import numpy_generator
 
 Columns = dict[str, list[Any]]
 IntArray = NDArray[np.int64]

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.folder import begin_job
+from calibration.common.files import begin_job
 from calibration.traces import make_table
 
 TABLES = ("sequences", "positions", "rollouts")

@@ -12,33 +12,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from calibration.drafters.timing import Cell, TimingGrid, measure
+    from calibration.shapes.shapes import SHAPES, Shape, get_shape
     from calibration.timing.cells import StepCell
     from calibration.timing.compose import composed, composing_errors, step_times, to_timings
     from calibration.timing.gridfile import GridManifest, StepGrid, read_grid
     from calibration.timing.jobfile import TimingJob, load_timing_job, parse_timing_job
-    from calibration.timing.loaded import Cell, TimingGrid, measure
     from calibration.timing.run import time_shapes
-    from calibration.timing.shapes import SHAPES, Shape, get_shape
 
 _HOME = {
-    "SHAPES": "shapes",
-    "Cell": "loaded",
-    "GridManifest": "gridfile",
-    "Shape": "shapes",
-    "StepCell": "cells",
-    "StepGrid": "gridfile",
-    "TimingGrid": "loaded",
-    "TimingJob": "jobfile",
-    "composed": "compose",
-    "composing_errors": "compose",
-    "get_shape": "shapes",
-    "load_timing_job": "jobfile",
-    "measure": "loaded",
-    "parse_timing_job": "jobfile",
-    "read_grid": "gridfile",
-    "step_times": "compose",
-    "time_shapes": "run",
-    "to_timings": "compose",
+    "SHAPES": "calibration.shapes.shapes",
+    "Cell": "calibration.drafters.timing",
+    "GridManifest": "calibration.timing.gridfile",
+    "Shape": "calibration.shapes.shapes",
+    "StepCell": "calibration.timing.cells",
+    "StepGrid": "calibration.timing.gridfile",
+    "TimingGrid": "calibration.drafters.timing",
+    "TimingJob": "calibration.timing.jobfile",
+    "composed": "calibration.timing.compose",
+    "composing_errors": "calibration.timing.compose",
+    "get_shape": "calibration.shapes.shapes",
+    "load_timing_job": "calibration.timing.jobfile",
+    "measure": "calibration.drafters.timing",
+    "parse_timing_job": "calibration.timing.jobfile",
+    "read_grid": "calibration.timing.gridfile",
+    "step_times": "calibration.timing.compose",
+    "time_shapes": "calibration.timing.run",
+    "to_timings": "calibration.timing.compose",
 }
 
 __all__ = [
@@ -66,5 +66,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Loaded when first used: the simulator reads shapes from here and need not pay for pandas.
     if name in _HOME:
-        return getattr(importlib.import_module(f"calibration.timing.{_HOME[name]}"), name)
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'calibration.timing' has no attribute '{name}'")

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from calibration.collection import no_collection
-from calibration.errors import CalibrationError
+from calibration.common.collection import no_collection
+from calibration.common.errors import CalibrationError
+from calibration.models.clock import start_clock
+from calibration.models.fp8 import Fp8Linear
+from calibration.shapes.shapes import Shape
 from calibration.timing.cells import TORCH_NAMES, Dtype, Part, StepCell, timed_layers
-from calibration.timing.clock import start_clock
 from calibration.timing.decoder import (
     Dense,
     HeadWeights,
@@ -26,8 +28,6 @@ from calibration.timing.decoder import (
     run_layers,
     tree_parents,
 )
-from calibration.timing.fp8 import Fp8Linear
-from calibration.timing.shapes import Shape
 
 _CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CAPTURE_WARMUPS = 2

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from calibration.timing.shapes import Shape
+from calibration.shapes.shapes import Shape
 
 Part = Literal["whole", "layer", "head"]
 Dtype = Literal["bf16", "fp16", "fp32", "fp8"]

@@ -7,7 +7,7 @@ from typing import Literal
 import pandas as pd
 import pyarrow as pa
 
-from calibration.errors import CalibrationError, did_you_mean
+from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.timing.cells import TORCH_NAMES
 from calibration.timing.gridfile import CELL, StepGrid, grid_schema
 from calibration.traces.schema import make_table

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that torch's own documentation gives it
 from torch import Tensor
 
-from calibration.timing.shapes import Shape
+from calibration.shapes.shapes import Shape
 
 Linear = Callable[[Tensor], Tensor]
 """x [..., in] to [..., out]."""

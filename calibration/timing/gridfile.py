@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from calibration.checksums import parse_parquet, read_checked, sha256
-from calibration.errors import CalibrationError, did_you_mean
-from calibration.folder import fresh_folder
+from calibration.common.checksums import parse_parquet, read_checked, sha256
+from calibration.common.errors import CalibrationError, did_you_mean
+from calibration.common.files import fresh_folder
+from calibration.shapes.shapes import Shape
 from calibration.timing.cells import TORCH_NAMES, StepCell
-from calibration.timing.shapes import Shape
 from calibration.traces.manifest import DeviceInfo, TableInfo
 from calibration.traces.schema import Column
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from calibration.errors import CalibrationError, did_you_mean
+from calibration.common.errors import CalibrationError, did_you_mean
+from calibration.common.toml import FromList, check, read_toml
+from calibration.shapes.shapes import SHAPES
 from calibration.timing.cells import Dtype, Operation, Part, StepCell
-from calibration.timing.shapes import SHAPES
-from calibration.tomlfile import FromList, check, read_toml
 
 Batch = Annotated[int, Field(ge=1, le=512)]
 NewTokens = Annotated[int, Field(ge=1, le=64)]

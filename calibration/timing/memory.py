@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from calibration.shapes.shapes import Shape
 from calibration.timing.cells import StepCell, element_size, layer_bytes
-from calibration.timing.shapes import Shape
 
 USABLE = 0.94
 """Share of the free memory that a step may take; the rest is for the allocator and the libraries' workspaces."""

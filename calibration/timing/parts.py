@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.folder import begin_job
+from calibration.common.files import begin_job
 from calibration.timing.cells import StepCell
 from calibration.timing.gridfile import TABLES, cells_of, grid_table
 

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.errors import CalibrationError
-from calibration.extras import require
-from calibration.fetch import Progress
-from calibration.models import choose_device
+from calibration.common.errors import CalibrationError
+from calibration.common.extras import require
+from calibration.common.fetch import Progress
+from calibration.common.version import paceline_version
+from calibration.models.clock import energy_j
+from calibration.models.load import choose_device
+from calibration.shapes.shapes import SHAPES
 from calibration.timing.cells import StepCell, timed_layers
-from calibration.timing.clock import energy_j
 from calibration.timing.gridfile import GridManifest, MissingCells, StepGrid, cells_of
 from calibration.timing.jobfile import TimingJob
 from calibration.timing.memory import too_large
 from calibration.timing.parts import Parts
-from calibration.timing.shapes import SHAPES
-from calibration.version import paceline_version
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +60,7 @@ def time_shapes(job: TimingJob, out: str | Path, progress: Progress | None = Non
     """
     begin = time.monotonic()
     torch = require("torch")
-    from calibration.surroundings import device_info
+    from calibration.traces.surroundings import device_info
 
     device = choose_device(job.device)
     plan = job.cells()
@@ -168,8 +168,8 @@ class _Run:
 
 def _check_device(plan: dict[StepCell, bool], device: torch.device) -> None:
     """Refuse a job that the device cannot run, before anything is built; `CalibrationError` with every reason."""
+    from calibration.models.fp8 import fp8_fault
     from calibration.timing.bench import graph_fault
-    from calibration.timing.fp8 import fp8_fault
 
     faults = []
     if any(cell.graph for cell in plan) and (fault := graph_fault(device)):
@@ -182,7 +182,7 @@ def _check_device(plan: dict[StepCell, bool], device: torch.device) -> None:
 
 def _grid(job: TimingJob, plan: dict[StepCell, bool], device: torch.device, tables: dict[str, pa.Table]) -> StepGrid:
     """Put the parts together in the order of the plan."""
-    from calibration.surroundings import device_info, software_versions
+    from calibration.traces.surroundings import device_info, software_versions
 
     order = {cell: number for number, cell in enumerate(plan)}
     sorted_tables = {name: _in_order(table, order) for name, table in tables.items()}

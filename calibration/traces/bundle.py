@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calibration.errors import TraceError, did_you_mean
+from calibration.common.errors import TraceError, did_you_mean
 from calibration.traces.traceset import TraceSet
 
 _ROOT = Path(__file__).resolve().parent.parent / "bundled"

@@ -17,8 +17,8 @@ from pydantic import (
     model_serializer,
 )
 
-from calibration.errors import TraceError, did_you_mean
-from calibration.secrets import Command
+from calibration.common.errors import TraceError, did_you_mean
+from calibration.common.secrets import Command
 
 SCHEMA_VERSION = 2
 """TraceSet schema that this version writes, and the newest that it reads. 2 brought draft trees (`proposal_nodes`)

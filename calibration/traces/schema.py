@@ -139,7 +139,7 @@ def make_table(table: str, columns: Mapping[str, Any]) -> pa.Table:
 
 def build_table(table: str, columns: Mapping[str, Any], wanted: Sequence[Column]) -> pa.Table:
     """Build a table called `table` with the columns `wanted`, as `make_table` does."""
-    from calibration.errors import TraceError
+    from calibration.common.errors import TraceError
 
     unknown = set(columns) - {c.name for c in wanted}
     if unknown:

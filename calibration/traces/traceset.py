@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.checksums import joint_sha256, parse_parquet, read_checked, sha256
-from calibration.errors import TraceError
-from calibration.folder import fresh_folder, write_whole
+from calibration.common.checksums import joint_sha256, parse_parquet, read_checked, sha256
+from calibration.common.errors import TraceError
+from calibration.common.files import fresh_folder, write_whole
 from calibration.traces.manifest import SCHEMA_VERSION, Manifest, Sealing, TableInfo, parse_manifest, sealings
 from calibration.traces.schema import TABLES, arrow_schema
 from calibration.traces.validate import validate

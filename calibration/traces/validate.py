@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.traces.manifest import SCHEMA_VERSION, Manifest
 from calibration.traces.schema import TABLES, Column, arrow_schema
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification.common import Rule
 from calibration.verification.drafting import draft_tuples, drafting_of
 from calibration.verification.gumbel import draw_iid

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 __all__ = ["TreeShape"]
 

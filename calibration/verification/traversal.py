@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification.common import Drafting, Floats, distribution, draft_tokens, draw, without
 from calibration.verification.drafting import enumerate_trees
 from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification.common import Integers
 from calibration.verification.rounds import NextToken
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paceline.terminal import say
+from paceline.terminal.progress import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,9 +52,9 @@ def cascade_command(
     from analysis.cascade import study as studying
     from analysis.cascade.export import frontier_csv, runs_csv
     from analysis.cascade.rule import fit_rule
-    from analysis.records import to_json
-    from calibration.errors import ReportError
-    from calibration.folder import fresh_folder
+    from analysis.common.records import to_json
+    from calibration.common.errors import ReportError
+    from calibration.common.files import fresh_folder
 
     source = _source(table, bundled)
     order = [stage for stage in stages.split(",") if stage]
@@ -74,7 +74,7 @@ def cascade_command(
 
 def _source(table: str | None, bundled: bool) -> str:
     from analysis.cascade import bundled_tables
-    from calibration.errors import TraceError
+    from calibration.common.errors import TraceError
 
     names = bundled_tables()
     if bundled and table is None:
@@ -87,7 +87,7 @@ def _source(table: str | None, bundled: bool) -> str:
 
 
 def _costs(given: tuple[str, ...]) -> dict[str, float]:
-    from calibration.errors import TraceError
+    from calibration.common.errors import TraceError
 
     found = {}
     for text in given:
@@ -102,7 +102,7 @@ def _costs(given: tuple[str, ...]) -> dict[str, float]:
 
 
 def _lambdas(text: str) -> list[float] | None:
-    from calibration.errors import ReplayError
+    from calibration.common.errors import ReplayError
 
     try:
         return [float(one) for one in text.split(",") if one.strip()] or None

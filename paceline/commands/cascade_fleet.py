@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paceline.terminal import progress_bars, say, stage
+from paceline.terminal.progress import progress_bars, say, stage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,7 @@ def simulate_cascade(scenario: str, items: str | None, out: str) -> None:
 
 def _items(name: str, scenario: CascadeScenario) -> ItemTable:
     """Read a table of items by path, or a bundled one by name."""
-    from calibration.errors import ScenarioError, did_you_mean
+    from calibration.common.errors import ScenarioError, did_you_mean
     from simulator.cascade import read_items
     from simulator.cascade.run import policy_signals
 

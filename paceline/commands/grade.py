@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paceline.terminal import command_line, progress_bars, say
+from paceline.terminal.progress import command_line, progress_bars, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,7 @@ def grade(out: str, exits: str | None, models: str | None, **options: object) ->
     Stages are exits of one model (--verifier and --exits) or several models (--models). Writes a table with a row
     per item and stage, and a manifest beside it that says how it was made; both at the end, whole or not at all.
     """
-    from calibration.errors import CalibrationError
+    from calibration.common.errors import CalibrationError
     from calibration.grading.job import GradingSettings, run_grading, write_grading
 
     if not out.endswith(".csv"):
@@ -57,7 +57,7 @@ def grade(out: str, exits: str | None, models: str | None, **options: object) ->
 
 def _layers(given: str | None) -> tuple[int, ...]:
     """Give the layers of ``20,24,28``."""
-    from calibration.errors import CalibrationError
+    from calibration.common.errors import CalibrationError
 
     try:
         return tuple(int(part) for part in (given or "").split(",") if part)

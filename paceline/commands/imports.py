@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from paceline.terminal import command_line, progress_bars, read_traces
+from paceline.terminal.progress import command_line, progress_bars, read_traces
 
 if TYPE_CHECKING:
     from calibration import TraceSet

@@ -8,9 +8,9 @@ import click
 
 _FILES = {
     "scenario": ("scenario", "simulator", "Scenario"),
-    "calibrate": ("recording job", "calibration.jobfile", "Job"),
-    "distill": ("distillation job", "calibration.distill.jobfile", "DistillJob"),
-    "heads": ("heads job", "calibration.heads.job", "HeadsJob"),
+    "calibrate": ("recording job", "calibration.jobs.jobfile", "Job"),
+    "distill": ("distillation job", "calibration.training.jobfile", "DistillJob"),
+    "heads": ("heads job", "calibration.training.head_job", "HeadsJob"),
     "cascade": ("cascade scenario", "simulator.cascade", "CascadeScenario"),
     "time-shapes": ("timing job", "calibration.timing", "TimingJob"),
 }
@@ -21,7 +21,7 @@ _FILES = {
 @click.argument("file", default="scenario", type=click.Choice(list(_FILES)))
 def keys_command(file: str) -> None:
     """Print the reference of the keys of a FILE that you write (Markdown)."""
-    from calibration.reference import reference
+    from calibration.common.reference import reference
 
     what, module, model = _FILES[file]
     page = reference(getattr(importlib.import_module(module), model), what, f"paceline keys {file}")

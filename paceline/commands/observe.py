@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from paceline.terminal import command_line, progress_bars, stage
+from paceline.terminal.progress import command_line, progress_bars, stage
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -101,7 +101,7 @@ def observe(ctx: click.Context, /, **options: Any) -> None:
 
 def _api_key(ctx: click.Context, options: dict[str, Any]) -> SecretStr | None:
     """Give the key that was given, or that of the environment; none where the default variable is not set."""
-    from calibration.errors import CalibrationError
+    from calibration.common.errors import CalibrationError
 
     named = ctx.get_parameter_source("api_key_env") is ParameterSource.COMMANDLINE
     given: SecretStr | None = options["api_key"]
@@ -137,8 +137,8 @@ def _own(planned: list[Planned], options: dict[str, Any]) -> tuple[Any, bool]:
     """Give (maker of engines, whether they run on a CPU)."""
     from analysis.fidelity.observing import own_engines
     from calibration.drafters.kinds import parse_drafter
-    from calibration.jobfile import load_job
-    from calibration.models import load_verifier
+    from calibration.jobs.jobfile import load_job
+    from calibration.models.load import load_verifier
 
     settings, _ = load_job(options["job"])
     drafters = [parse_drafter(one) if isinstance(one, str) else one for one in settings.drafters]
@@ -148,8 +148,8 @@ def _own(planned: list[Planned], options: dict[str, Any]) -> tuple[Any, bool]:
 
 def _openvino(planned: list[Planned], options: dict[str, Any]) -> tuple[Any, bool]:
     from analysis.fidelity.observing import openvino_engines
-    from calibration.errors import CalibrationError, did_you_mean
-    from calibration.fetch import PUBLISHED, fetch_gguf
+    from calibration.common.errors import CalibrationError, did_you_mean
+    from calibration.common.fetch import PUBLISHED, fetch_gguf
 
     gguf = options["gguf"]
     if gguf is None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from paceline.terminal import command_line, progress_bars, say
+from paceline.terminal.progress import command_line, progress_bars, say
 
 if TYPE_CHECKING:
-    from calibration.job import CalibrationSettings
+    from calibration.jobs.job import CalibrationSettings
 
 
 @click.command()
@@ -52,8 +52,8 @@ def calibrate(ctx: click.Context, /, what: str, out: str | None, retime: bool, *
     with --drafter and --out is the short way for the simplest drafters. An interrupted run goes on where it stopped
     when the same command is given again.
     """
-    from calibration.job import calibrate as record
-    from calibration.job import record_timings
+    from calibration.jobs.job import calibrate as record
+    from calibration.jobs.job import record_timings
 
     settings, target = _calibration_job(ctx, what, out, options)
     with progress_bars() as progress:
@@ -63,7 +63,7 @@ def calibrate(ctx: click.Context, /, what: str, out: str | None, retime: bool, *
             record(settings, target, progress=progress)
     click.echo(str(target))
     if settings.long_context is not None and not retime:
-        from calibration.long_context_job import long_context_path
+        from calibration.jobs.long_context_job import long_context_path
 
         click.echo(str(long_context_path(target)))
 
@@ -72,10 +72,10 @@ def _calibration_job(
     ctx: click.Context, what: str, out: str | None, options: dict[str, Any]
 ) -> tuple[CalibrationSettings, Path]:
     """Give the settings that the command line asks for, and where the TraceSet goes."""
-    from calibration.job import CalibrationSettings
+    from calibration.jobs.job import CalibrationSettings
 
     if what.endswith(".toml"):
-        from calibration.jobfile import load_job
+        from calibration.jobs.jobfile import load_job
 
         given = [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         if given:
@@ -100,19 +100,19 @@ def distill(job: str) -> None:
 
     Finished texts and drafters stay, one under way goes on from its last checkpoint when the command is given again.
     """
-    from calibration.errors import CalibrationError
-    from calibration.tomlfile import read_toml
+    from calibration.common.errors import CalibrationError
+    from calibration.common.toml import read_toml
 
     if "head" in read_toml(job, CalibrationError):
-        from calibration.heads.job import load_heads_job, run_heads
+        from calibration.training.head_job import load_heads_job, run_heads
 
         heads, out = load_heads_job(job)
         with progress_bars() as progress:
             run_heads(heads, out, progress)
     else:
-        from calibration.distill.jobfile import load_distill_job
-        from calibration.distill.run import run_distill
-        from calibration.distill.tables import results_table
+        from calibration.training.jobfile import load_distill_job
+        from calibration.training.run import run_distill
+        from calibration.training.tables import results_table
 
         students, out = load_distill_job(job)
         with progress_bars() as progress:

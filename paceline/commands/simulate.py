@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from paceline.terminal import progress_bars, say, stage
+from paceline.terminal.progress import progress_bars, say, stage
 
 _WORKERS = click.option(
     "--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes; results do not depend on it."
@@ -20,9 +20,9 @@ _WORKERS = click.option(
 @_WORKERS
 def simulate_command(scenario: str, out: str, replications: int | None, workers: int) -> None:
     """Run SCENARIO (a TOML file) and write its results."""
+    from paceline.terminal.runs import replications_table, summary_table
     from simulator import load_scenario, replicate
     from simulator import simulate as run
-    from simulator.results.tables import replications_table, summary_table
 
     loaded = load_scenario(scenario)
     with progress_bars() as progress:
@@ -43,8 +43,8 @@ def simulate_command(scenario: str, out: str, replications: int | None, workers:
 @_WORKERS
 def compare_command(scenarios: tuple[str, ...], replications: int, out: str | None, workers: int) -> None:
     """Run the first of SCENARIOS against each other one, on common random numbers."""
+    from paceline.terminal.runs import comparison_table
     from simulator import compare, load_scenario
-    from simulator.results.tables import comparison_table
 
     loaded = [load_scenario(path) for path in scenarios]
     with progress_bars() as progress:
@@ -68,9 +68,9 @@ def sweep_command(
 
     Finished cells are kept: an interrupted sweep goes on where it stopped.
     """
+    from paceline.terminal.runs import sweep_table
     from simulator import load_sweep, run_sweep
     from simulator.experiments.sweep import check_format
-    from simulator.results.tables import sweep_table
 
     check_format(out)
     plan = load_sweep(scenario, axes, replications)

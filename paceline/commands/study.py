@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from paceline.terminal import progress_bars, read_traces, say, stage
+from paceline.terminal.progress import progress_bars, read_traces, say, stage
 
 if TYPE_CHECKING:
     from analysis.capacity import Objective
-    from reports.collect import Answers
+    from reports.writing.collect import Answers
 
 DEMO_TRACES = "smollm2-135m-cpu-greedy"
 STUDY_REQUESTS = 250
@@ -73,9 +73,9 @@ def report(
     RUN is a TraceSet (a folder or a bundled name), or a folder written by paceline simulate, compare, tune, cascade
     or validate. What they cannot answer is named with the reason.
     """
-    from reports.collect import Options, collect
-    from reports.inputs import read_inputs
-    from reports.report import write_answers
+    from reports.page.inputs import read_inputs
+    from reports.writing.collect import Options, collect
+    from reports.writing.report import write_answers
 
     options = Options(
         template,

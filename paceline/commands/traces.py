@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from paceline.terminal import read_traces, say
+from paceline.terminal.progress import read_traces, say
 
 
 @click.group()

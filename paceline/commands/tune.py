@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paceline.terminal import progress_bars, say
+from paceline.terminal.progress import progress_bars, say
 
 if TYPE_CHECKING:
     from analysis.tuning import TuneFindings
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def _numbers(option: str, text: str | None) -> tuple[int, ...]:
     """Give the whole numbers in ``1,2,4``."""
-    from calibration.errors import ScenarioError
+    from calibration.common.errors import ScenarioError
 
     try:
         return tuple(int(piece) for piece in text.split(",")) if text else ()
@@ -59,9 +59,9 @@ def tune(scenario: str, out: str, engines: tuple[str, ...], models: tuple[str, .
     from analysis.tuning.candidate import chosen_drafters
     from analysis.tuning.export import check_exports, export, parse_models
     from analysis.tuning.write import check_folder, write_findings
-    from reports.figures.tuning import figure_files
+    from reports.questions.tuning_figures import figure_files
     from simulator import load_scenario
-    from simulator.run import read_traces
+    from simulator.running.run import read_traces
 
     settings = TuneSettings(
         objective=options["objective"],
@@ -132,7 +132,7 @@ def _judged(findings: TuneFindings) -> str:
 
 def _lines(findings: TuneFindings) -> list[str]:
     """What else there is to know: the oracle, exports, cuts and notes."""
-    from reports.evidence import evidence_line
+    from reports.page.evidence import evidence_line
 
     lines = [_judged(findings)]
     lines += [] if findings.evidence is None else [f"stands on: {evidence_line([('', findings.evidence)])}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from paceline.terminal import progress_bars, say, stage
+from paceline.terminal.progress import progress_bars, say, stage
 
 
 @click.command()
@@ -39,11 +39,11 @@ def validate(
     from analysis.fidelity.table import merged
     from analysis.fidelity.validate import FILES, write
     from analysis.fidelity.validate import validate as compare
-    from calibration.folder import write_whole
-    from reports.counted import acceptance_lines
-    from reports.markdown import fidelity_markdown, fidelity_page, write_between
-    from reports.terminal import acceptance_table, fidelity_table, split_table
-    from reports.validation import write_validation
+    from calibration.common.files import write_whole
+    from reports.page.counted import acceptance_lines
+    from reports.writing.markdown import fidelity_markdown, fidelity_page, write_between
+    from reports.writing.terminal import acceptance_table, fidelity_table, split_table
+    from reports.writing.validation import write_validation
 
     with progress_bars() as progress:
         found = compare(folder or bundled_runs(), workers=workers, progress=stage(progress, "predict"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import simpy
 
-from simulator.arrays import IntArray
+from calibration.common.arrays import IntArray
 from simulator.cascade.handover import Transfer
 from simulator.serving.fleet import Fleet
 from simulator.workload import Request, Source

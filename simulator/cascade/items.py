@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from calibration.checksums import check_beside, sha256
-from calibration.errors import ScenarioError, did_you_mean
+from calibration.common.checksums import check_beside, sha256
+from calibration.common.errors import ScenarioError, did_you_mean
 
 _KEYS = ("item", "domain", "stage", "correct")
 _PROMPT, _OUTPUT, _COST = "item_prompt_tokens", "output_tokens", "cost"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from calibration.errors import ScenarioError, did_you_mean
+from calibration.common.errors import ScenarioError, did_you_mean
 from simulator.cascade.items import ItemTable
 from simulator.cascade.scenario import CascadeScenario
 from simulator.cascade.settings import Always, Assigned, Threshold

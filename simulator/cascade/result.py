@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.errors import ScenarioError
-from calibration.folder import fresh_folder
+from calibration.common.errors import ScenarioError
+from calibration.common.files import fresh_folder
 from simulator.cascade.scenario import CascadeScenario
 
 

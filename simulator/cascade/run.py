@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import simpy
 
-from calibration.errors import ExtrapolationWarning, ScenarioError
+from calibration.common.errors import ExtrapolationWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator.cascade.desk import Desk, Lot
 from simulator.cascade.handover import Transfer, transfer
@@ -21,8 +21,8 @@ from simulator.cascade.settings import Stage, Threshold
 from simulator.cascade.summing import StageRun, requests_of, summarise
 from simulator.playback.replay import SequenceTable, select_sequences
 from simulator.results.record import Record
-from simulator.run import read_traces
-from simulator.serving.assemble import Station, make_fleet, members, stations
+from simulator.running.assemble import Station, make_fleet, members, stations
+from simulator.running.run import read_traces
 from simulator.serving.fleet import Fleet
 from simulator.workload import make_source
 

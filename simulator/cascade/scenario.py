@@ -9,8 +9,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from calibration.errors import ScenarioError, did_you_mean
-from calibration.tomlfile import read_toml, sentences
+from calibration.common.errors import ScenarioError, did_you_mean
+from calibration.common.toml import read_toml, sentences
 from simulator.cascade.settings import (
     Always,
     AnswerObjectives,
@@ -23,10 +23,10 @@ from simulator.cascade.settings import (
     Stage,
     Threshold,
 )
-from simulator.inputs import Placed
-from simulator.keys.fleet_settings import Routing
-from simulator.keys.settings import Section
-from simulator.scenario import Replica, Scenario, TraceSource, cross_faults
+from simulator.scenario.fleet import Routing
+from simulator.scenario.inputs import Placed
+from simulator.scenario.scenario import Replica, Scenario, TraceSource, cross_faults
+from simulator.scenario.settings import Section
 
 
 class CascadeScenario(Placed):

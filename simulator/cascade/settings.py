@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from simulator.inputs import InputFile
-from simulator.keys.engine_settings import EngineSettings
-from simulator.keys.fleet_settings import Batching, ReplicaRouting
-from simulator.keys.settings import Count, Positive, Seconds, Section
-from simulator.keys.stopping_settings import NoSpeculation, Stopping, spelled_out
-from simulator.keys.workload_settings import ClosedLoop, GammaArrivals, PiecewiseArrivals, PoissonArrivals
-from simulator.scenario import Costs, DrafterChoice, TraceSource
+from simulator.scenario.engine import EngineSettings
+from simulator.scenario.fleet import Batching, ReplicaRouting
+from simulator.scenario.inputs import InputFile
+from simulator.scenario.scenario import Costs, DrafterChoice, TraceSource
+from simulator.scenario.settings import Count, Positive, Seconds, Section
+from simulator.scenario.stopping import NoSpeculation, Stopping, spelled_out
+from simulator.scenario.workload import ClosedLoop, GammaArrivals, PiecewiseArrivals, PoissonArrivals
 
 CascadeWorkload = Annotated[
     ClosedLoop | PoissonArrivals | GammaArrivals | PiecewiseArrivals, Field(discriminator="kind")

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from calibration.version import paceline_version
-from simulator.arrays import FloatArray
+from calibration.common.arrays import FloatArray
+from calibration.common.version import paceline_version
 from simulator.cascade.desk import Desk
 from simulator.cascade.items import ItemTable
 from simulator.cascade.scenario import CascadeScenario
 from simulator.cascade.settings import AnswerObjectives, Stage
-from simulator.inputs import traces_identity
 from simulator.playback.replay import SequenceTable
 from simulator.results.evidence import graded
 from simulator.results.metrics import acceptance, request_latencies, spread
 from simulator.results.record import Record, iterations_table, requests_table
-from simulator.serving.assemble import Station
+from simulator.running.assemble import Station
+from simulator.scenario.inputs import traces_identity
 from simulator.workload import Source
 
 

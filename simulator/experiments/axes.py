@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator.experiments.replicate import replication_seeds, with_seed
-from simulator.loading import parse_scenario
-from simulator.scenario import Scenario
+from simulator.scenario.loading import parse_scenario
+from simulator.scenario.scenario import Scenario
 
 _BARE = re.compile(r"[A-Za-z_][\w.-]*")
 """A word that stands for itself on the command line: fixed, prompt-lookup."""

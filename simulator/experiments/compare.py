@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.errors import ScenarioError
-from calibration.folder import fresh_folder
+from calibration.common.errors import ScenarioError
+from calibration.common.files import fresh_folder
 from calibration.traces import TraceSet
 from simulator.experiments.estimate import CONFIDENCE, Estimate, estimate, metric_names
 from simulator.experiments.pool import Progress, retell
@@ -33,7 +33,7 @@ from simulator.experiments.replicate import (
     with_seed,
     write_json,
 )
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 
 Verdict = Literal["better", "worse", "higher", "lower", "equal", "cannot tell apart", "fixed by the load"]
 METHOD = "paired replications on common random numbers, Student's t interval of the differences"

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from calibration.errors import PacelineError, PacelineWarning, ScenarioError
+from calibration.common.errors import PacelineError, PacelineWarning, ScenarioError
 from calibration.traces import TraceSet
-from simulator.run import read_traces, simulate
-from simulator.scenario import Scenario
+from simulator.running.run import read_traces, simulate
+from simulator.scenario.scenario import Scenario
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]

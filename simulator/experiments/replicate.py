@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.errors import ReplicationWarning, ScenarioError
-from calibration.folder import fresh_folder
+from calibration.common.errors import ReplicationWarning, ScenarioError
+from calibration.common.files import fresh_folder
 from calibration.traces import TraceSet
 from simulator.experiments.estimate import CONFIDENCE, Estimate, estimate, metric_names, results_of
 from simulator.experiments.pool import Outcome, Progress, retell, run_all
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 
 METHOD = "mean over independent replications, Student's t interval"
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-import calibration.errors
-from calibration.errors import PacelineError, PacelineWarning, ScenarioError
+import calibration.common.errors
+from calibration.common.errors import PacelineError, PacelineWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.axes import SweepPlan, name_of, plan_sweep, text_of
 from simulator.experiments.estimate import Estimate, estimate, metric_names, results_of
 from simulator.experiments.pool import Outcome, Progress, retell, run_all
 from simulator.experiments.replicate import runs_table
 from simulator.experiments.store import Store, StoredCell, cell_key, cell_keys, traces_hash
-from simulator.loading import name_faults
-from simulator.scenario import Scenario
+from simulator.scenario.loading import name_faults
+from simulator.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,5 +204,5 @@ def _outcome(cell: StoredCell) -> Outcome:
 
 def _category(name: str) -> type[PacelineWarning]:
     """Give the category of a stored warning, by its name."""
-    found = getattr(calibration.errors, name, PacelineWarning)
+    found = getattr(calibration.common.errors, name, PacelineWarning)
     return found if isinstance(found, type) and issubclass(found, PacelineWarning) else PacelineWarning

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from calibration.errors import CostError
-from simulator.arrays import IntArray
+from calibration.common.arrays import IntArray
+from calibration.common.errors import CostError
 from simulator.placement.window import compare
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
-from simulator.serving.round import Played, Round
+from simulator.rounds.round import Played, Round
 from simulator.stopping import StoppingPolicy, ask
 
 _ROUNDING = 1e-9

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from calibration.errors import CostError
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import CostError
 
 _TAIL = 1e-17
 """Probability of the stretches that the asymptote leaves out."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from calibration.errors import CostError
-from simulator.arrays import IntArray
-from simulator.placement.serial import Serial
+from calibration.common.arrays import IntArray
+from calibration.common.errors import CostError
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftCost, DraftPerStep, Number, StepCost
 from simulator.pricing.grades import STATED, StepGrade
-from simulator.serving.round import Played, Round
+from simulator.rounds.round import Played, Round
+from simulator.rounds.serial import Serial
 from simulator.stopping import StoppingPolicy
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any, assert_never
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import DrafterInfo
-from simulator.keys import placement_settings as settings
 from simulator.placement.asynchronous import Asynchronous
-from simulator.placement.base import Placement
 from simulator.placement.layer_parallel import LayerParallel, grouped_draft
 from simulator.placement.overlapped import Overlapped
 from simulator.placement.remote import Remote
-from simulator.placement.serial import Serial
 from simulator.placement.servers import ManyServers
 from simulator.placement.thinning import ThinnedRuns
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
+from simulator.rounds.placement import Placement
+from simulator.rounds.serial import Serial
+from simulator.scenario import placement as settings
 from simulator.stopping import StoppingPolicy
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.arrays import IntArray
+from calibration.common.arrays import IntArray
 from simulator.placement.window import compare
 from simulator.playback.replay import Replay
-from simulator.serving.round import Played, Round
+from simulator.rounds.round import Played, Round
 from simulator.stopping import StoppingPolicy, ask
 
 

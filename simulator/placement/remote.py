@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from simulator.arrays import IntArray
-from simulator.placement.serial import Serial
+from calibration.common.arrays import IntArray
 from simulator.playback.replay import Replay
-from simulator.serving.round import Played, Round
+from simulator.rounds.round import Played, Round
+from simulator.rounds.serial import Serial
 from simulator.stopping import StoppingPolicy
 
 _TOKEN_ID_BYTES = 4

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
 from simulator.placement.dsi import servers_needed
 from simulator.playback.replay import Replay
-from simulator.serving.round import Played, Round
+from simulator.rounds.round import Played, Round
 from simulator.stopping import StoppingPolicy, ask
 
 _ROUNDING = 1e-9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.arrays import IntArray
+from calibration.common.arrays import IntArray
 from simulator.playback.replay import Replay, runs_of
 from simulator.playback.stretches import Stretches
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.arrays import IntArray
+from calibration.common.arrays import IntArray
 
 
 class Compared(NamedTuple):

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 
 if TYPE_CHECKING:
-    from simulator.arrays import IntArray
+    from calibration.common.arrays import IntArray
 
 _BLOCKS = 7
 """Top word of the Philox counter: keeps these draws apart from the luck of the same request."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from calibration.errors import ReplayError
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ReplayError
 from calibration.traces import DrafterInfo
-from simulator.arrays import FloatArray, IntArray
 
 SHAPE_COLUMNS = ("proposal_nodes", "draft_layers")
 """What is read of positions.parquet."""

@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 
-from calibration.errors import ConvergenceWarning, ReplayError
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ConvergenceWarning, ReplayError
 from simulator.playback.recorded import Material
 
 FOLDS = 5

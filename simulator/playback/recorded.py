@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.errors import ReplayError
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ReplayError
 from calibration.traces import DrafterInfo, TraceSet
-from simulator.arrays import FloatArray, IntArray
 from simulator.playback.replay import SequenceTable
 
 

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from calibration.errors import ReplayError
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ReplayError
 from calibration.traces import DrafterInfo, TraceSet
-from simulator.arrays import FloatArray, IntArray
-from simulator.keys.workload_settings import BLOCK_TOKENS
 from simulator.playback.blocks import Continuation
 from simulator.playback.draft_shapes import SHAPE_COLUMNS, DraftShapes, compile_shapes
 from simulator.playback.stretches import Stretches
+from simulator.scenario.workload import BLOCK_TOKENS
 
 COLUMNS = ("run_length", "accept_probability", "proposal_length")
 """What replay reads of positions.parquet."""

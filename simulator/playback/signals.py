@@ -21,8 +21,8 @@ from typing import Protocol
 
 import numpy as np
 
-from calibration.errors import ReplayError
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ReplayError
 from simulator.playback.predictor import fit_by_fold, predicted
 from simulator.playback.recorded import Material
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from simulator.arrays import IntArray
+    from calibration.common.arrays import IntArray
 
 
 class Stretches:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from calibration.common.arrays import FloatArray, IntArray
 from calibration.traces.manifest import FractionOfVerify, LinearCost
-from simulator.arrays import FloatArray, IntArray
 from simulator.pricing.grades import STATED, StepGrade, lowest_step_grade
 from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, PromptTokens
 from simulator.pricing.roofline import RooflineStep

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from simulator.arrays import FloatArray
+from calibration.common.arrays import FloatArray
 from simulator.pricing.fitted import measured_cells
 
 COUNTED = "device energy of prefill, verify and draft steps; no idle, host or cooling energy"

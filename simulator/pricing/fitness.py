@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
 from simulator.pricing.fitted import digits
 from simulator.pricing.steps import Tidied
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.errors import CostError
-from simulator.arrays import FloatArray
+from calibration.common.arrays import FloatArray
+from calibration.common.errors import CostError
 from simulator.pricing.grades import MEASURED, StepGrade
 
 _DIGITS = 9

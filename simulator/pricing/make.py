@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from calibration.errors import CostError, did_you_mean
+from calibration.common.errors import CostError, did_you_mean
 from calibration.traces import Manifest, ModelInfo, TraceSet
 from calibration.traces.manifest import CostConstants, FractionOfVerify, LinearCost
 from calibration.traces.paradigms import one_shot
-from simulator.keys.cost_settings import Roofline
 from simulator.pricing.costs import (
     DraftCost,
     DraftFraction,
@@ -25,7 +24,8 @@ from simulator.pricing.observed_drafting import Drafting, Verified, fit_drafting
 from simulator.pricing.observed_prices import ObservedPrefill, PromptTokens
 from simulator.pricing.roofline import Operation, RooflineStep, roofline_step
 from simulator.pricing.steps import EngineSteps, read_steps
-from simulator.scenario import DrafterCost, Measured, Observed, Scenario, Stated, VerifierCost
+from simulator.scenario.costs import Roofline
+from simulator.scenario.scenario import DrafterCost, Measured, Observed, Scenario, Stated, VerifierCost
 
 
 def make_prices(scenario: Scenario, traces: TraceSet) -> Prices:

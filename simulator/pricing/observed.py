@@ -35,8 +35,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibration.errors import CostError, did_you_mean
-from simulator.arrays import FloatArray
+from calibration.common.arrays import FloatArray
+from calibration.common.errors import CostError, did_you_mean
 from simulator.pricing.fitness import Fitness, Mask, fitness, left_out
 from simulator.pricing.fitted import Curve, Range, curve_of, hinges, solve
 from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, pairs

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.errors import CostError
-from simulator.arrays import FloatArray
+from calibration.common.arrays import FloatArray
+from calibration.common.errors import CostError
 from simulator.pricing.fitted import digits, solve
 from simulator.pricing.observed import fit_observed, price_rows, weights_of
 from simulator.pricing.observed_prices import ObservedPrefill, ObservedRound, ObservedStep, PromptTokens

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from calibration.errors import CostError
-from calibration.timing.shapes import Shape, get_shape
-from simulator.arrays import FloatArray
-from simulator.pricing.devices import ELEMENT_BYTES, Device, get_device
-from simulator.pricing.work import Work, step_work
+from calibration.common.arrays import FloatArray
+from calibration.common.errors import CostError
+from calibration.shapes.shapes import Shape, get_shape
+from simulator.hardware.devices import ELEMENT_BYTES, Device, get_device
+from simulator.hardware.work import Work, step_work
 
 COUNTED = "device energy of all engine iterations, host overhead at the power of a step without work; no idle time"
 
@@ -64,7 +64,7 @@ class PowerModel:
 @functools.cache
 def figures() -> Mapping[str, Any]:
     """Give the fitted figures with their source and their errors, as `analysis.roofline.energy` made them."""
-    text = resources.files("simulator.pricing").joinpath("efficiencies", "energy.json").read_text(encoding="utf-8")
+    text = resources.files("simulator.hardware").joinpath("efficiencies", "energy.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 

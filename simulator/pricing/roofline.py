@@ -3,7 +3,7 @@
 A step is the sum of its kernels. Each takes the time that its operations or its bytes need at a fitted share of the
 device's peak, but never less than its launch (Williams et al., *Roofline*, 2009, with latencies); the engine adds its
 host time. Shares, launches and host times were fitted to public tables of one device: see
-`simulator.pricing.kernels`. Every other device is an extrapolation, and told as one.
+`simulator.hardware.kernels`. Every other device is an extrapolation, and told as one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from calibration.errors import CalibrationError, CostError
-from calibration.timing.shapes import Shape, get_shape
-from simulator.arrays import FloatArray
-from simulator.pricing.devices import ELEMENT_BYTES, Device, get_device
+from calibration.common.arrays import FloatArray
+from calibration.common.errors import CalibrationError, CostError
+from calibration.shapes.shapes import Shape, get_shape
+from simulator.hardware.devices import ELEMENT_BYTES, Device, get_device
+from simulator.hardware.kernels import Efficiencies, all_reduce_s, attention_s, elementwise_s, matmul_s, matrices
+from simulator.hardware.work import Share
 from simulator.pricing.grades import ROOFLINE, StepGrade
-from simulator.pricing.kernels import Efficiencies, all_reduce_s, attention_s, elementwise_s, matmul_s, matrices
-from simulator.pricing.work import Share
 
 Operation = Literal["prefill", "verify", "draft"]
 
@@ -39,7 +39,7 @@ class RooflineStep:
     ``prefill`` takes logits of one token a sequence, ``verify`` and ``draft`` of every new token.
 
     No part ever falls with b, N or C, but for attention at a fixed sum of contexts, which more sequences share. Only
-    sums over the batch are known: sequences are taken to be alike (see `simulator.pricing.work.step_work`).
+    sums over the batch are known: sequences are taken to be alike (see `simulator.hardware.work.step_work`).
     """
 
     shape: Shape
@@ -125,7 +125,7 @@ class RooflineStep:
         return (scored > 0) * self._matmul(scored, inner, outer)
 
     def _elementwise(self, tokens: Any) -> Any:
-        """Price what moves numbers between the matrices, as `simulator.pricing.work` counts it."""
+        """Price what moves numbers between the matrices, as `simulator.hardware.work` counts it."""
         share, hidden, layers = Share.of(self.shape, self.tensor_parallel), self.shape.hidden, self.shape.layers
         query, key = share.query_width, share.kv_width
         kernels: list[tuple[int, str, float]] = [

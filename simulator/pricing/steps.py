@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from calibration.checksums import folder_sha256
-from calibration.errors import CostError, TraceError
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.checksums import folder_sha256
+from calibration.common.errors import CostError, TraceError
 from calibration.measured import Manifest, MeasuredRun
 from calibration.measured.run import FILES, MARKER
-from simulator.arrays import FloatArray, IntArray
 
 Keys = Sequence[NDArray[Any]]
 """What makes steps alike: one value for each step in each of them."""

@@ -10,11 +10,11 @@ from calibration.measured.manifest import parse_manifest
 from calibration.measured.run import MARKER
 from calibration.traces import Manifest
 from calibration.traces.grades import Grade, acceptance_grade, lowest_grade, replay_exactness, told_grade
-from simulator.keys.cost_settings import Roofline
+from simulator.hardware.devices import get_device
 from simulator.pricing.costs import Prices
-from simulator.pricing.devices import get_device
 from simulator.pricing.grades import STEP_GRADES, StepGrade, lowest_step_grade
-from simulator.scenario import Observed, Scenario
+from simulator.scenario.costs import Roofline
+from simulator.scenario.scenario import Observed, Scenario
 
 UNKNOWN = "unknown"
 NAMED = "named by the scenario's costs"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from calibration.errors import ConvergenceWarning, ScenarioError
-from simulator.arrays import FloatArray, IntArray
-from simulator.keys.workload_settings import ClosedLoop, Workload
-from simulator.scenario import Measurement
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ConvergenceWarning, ScenarioError
+from simulator.scenario.scenario import Measurement
+from simulator.scenario.workload import ClosedLoop, Workload
 
 BATCH = 5
 """Requests in a batch of MSER-5."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from simulator.arrays import FloatArray
+from calibration.common.arrays import FloatArray
 from simulator.results.measure import Window, measured_window, without_startup
 from simulator.results.record import Record, inter_token_latencies, longest_gaps
 from simulator.results.slo import goodput, money
-from simulator.scenario import Scenario
+from simulator.scenario.scenario import Scenario
 
 PERCENTILES = (90, 95, 99)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
 from simulator.playback.replay import SequenceTable
-from simulator.results.log import PREFILL, Counters, RunLog
 from simulator.results.measure import Window
+from simulator.rounds.log import PREFILL, Counters, RunLog
 
 KINDS = ("prefill", "decode", "mixed")
 

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.checksums import file_sha256, sha256
-from calibration.errors import ScenarioError
-from calibration.folder import fresh_folder
-from simulator.scenario import Scenario
+from calibration.common.checksums import file_sha256, sha256
+from calibration.common.errors import ScenarioError
+from calibration.common.files import fresh_folder
+from simulator.scenario.scenario import Scenario
 
 SUMMARY = "summary.json"
 FILES = ("scenario.toml", SUMMARY, "requests.parquet", "iterations.parquet")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from simulator.arrays import FloatArray
-from simulator.scenario import Objectives
+from calibration.common.arrays import FloatArray
+from simulator.scenario.scenario import Objectives
 
 
 def goodput(

@@ -13,7 +13,8 @@ from typing import assert_never
 
 import numpy as np
 
-from simulator.keys.fleet_settings import (
+from simulator.playback.replay import SequenceTable
+from simulator.scenario.fleet import (
     Batching,
     EarliestDeadline,
     FirstCome,
@@ -21,7 +22,6 @@ from simulator.keys.fleet_settings import (
     PriorityClasses,
     ShortestPredicted,
 )
-from simulator.playback.replay import SequenceTable
 from simulator.workload import Request
 
 Order = Callable[[Request], float]

@@ -14,13 +14,13 @@ from typing import Protocol
 import numpy as np
 import simpy
 
-from simulator.arrays import IntArray
+from calibration.common.arrays import IntArray
 from simulator.placement import Placement, Serial
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import Prices
-from simulator.results.log import DECODE, MIXED, PREFILL, RunLog
+from simulator.rounds.log import DECODE, MIXED, PREFILL, RunLog
+from simulator.rounds.round import Played, Round, Signals
 from simulator.serving.job import Job
-from simulator.serving.round import Played, Round, Signals
 from simulator.serving.scheduler import Chunk, Limits, Plan, Scheduler
 from simulator.serving.slots import ACCEPTED, CONTEXT, CURSOR, DRAFTED, LEFT, POSITION, SLOT
 from simulator.stopping import StoppingPolicy

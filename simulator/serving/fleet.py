@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import simpy
 
-from simulator.routing.replica import ReplicaPolicy
 from simulator.serving.batching import Order
 from simulator.serving.engine import Engine
 from simulator.serving.job import Job
+from simulator.serving.replica_routing import ReplicaPolicy
 from simulator.workload import Source
 
 _ALL = 1 << 60

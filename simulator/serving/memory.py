@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from calibration.errors import CostError
+from calibration.common.errors import CostError
 from calibration.traces import Manifest
 from calibration.traces.manifest import ModelInfo
 from calibration.traces.paradigms import own_models
-from simulator.keys.engine_settings import BLOCK_SIZE, EngineSettings
+from simulator.scenario.engine import BLOCK_SIZE, EngineSettings
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8": 1, "fp8": 1, "int8": 1}
 

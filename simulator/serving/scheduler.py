@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibration.errors import ScenarioError
-from simulator.arrays import IntArray
-from simulator.results.log import Counters
+from calibration.common.arrays import IntArray
+from calibration.common.errors import ScenarioError
+from simulator.rounds.log import Counters
 from simulator.serving.job import Job
 from simulator.serving.kv import BlockPool
 from simulator.serving.slots import BLOCKS, CONTEXT, DecodeTable

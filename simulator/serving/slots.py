@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.arrays import IntArray
+from calibration.common.arrays import IntArray
 from simulator.serving.job import Job
 
 CURSOR, POSITION, CONTEXT, LEFT, DRAFTED, ACCEPTED, SLOT, BLOCKS = range(8)

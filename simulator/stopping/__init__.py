@@ -6,7 +6,7 @@ through entry points: see `simulator.stopping.plugins`.
 """
 
 from simulator.playback.recorded import Material
-from simulator.stopping.base import OraclePolicy, Policy, StoppingPolicy, ask
+from simulator.rounds.policy import OraclePolicy, Policy, StoppingPolicy, ask
 from simulator.stopping.fixed import ByBatch, Fixed
 from simulator.stopping.make import make_policy, policy_signals
 from simulator.stopping.oracle import Oracle, OracleCost

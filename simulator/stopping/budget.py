@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from simulator.arrays import FloatArray, IntArray
-from simulator.serving.round import Played, Round
-from simulator.stopping.base import Policy
+from calibration.common.arrays import FloatArray, IntArray
+from simulator.rounds.forecast import draft_seconds, verify_seconds
+from simulator.rounds.policy import Policy
+from simulator.rounds.round import Played, Round
 from simulator.stopping.confidence import AcceptanceSignals
-from simulator.stopping.forecast import draft_seconds, verify_seconds
 from simulator.stopping.goodput import AcceptanceBySlot
 
 

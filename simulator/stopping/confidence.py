@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from simulator.arrays import FloatArray, IntArray
-from simulator.serving.round import Played, Round, Signals
-from simulator.stopping.base import Policy, first_stop
+from calibration.common.arrays import FloatArray, IntArray
+from simulator.rounds.policy import Policy, first_stop
+from simulator.rounds.round import Played, Round, Signals
 
 
 class AcceptanceSignals(Signals, Protocol):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.arrays import IntArray
-from simulator.serving.round import Round
-from simulator.stopping.base import Policy
+from calibration.common.arrays import IntArray
+from simulator.rounds.policy import Policy
+from simulator.rounds.round import Round
 
 
 class Fixed(Policy):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.arrays import FloatArray, IntArray
-from simulator.serving.round import Played, Round
-from simulator.stopping.base import Policy
-from simulator.stopping.forecast import even_seconds
+from calibration.common.arrays import FloatArray, IntArray
+from simulator.rounds.forecast import even_seconds
+from simulator.rounds.policy import Policy
+from simulator.rounds.round import Played, Round
 
 _PRIOR_TOKENS = 5.0
 """Weight of the start value of an acceptance rate, in compared tokens."""

@@ -7,10 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.arrays import FloatArray, IntArray
-from simulator.serving.round import Played, Round, Signals
-from simulator.stopping.base import Policy
-from simulator.stopping.forecast import draft_seconds, even_seconds, verify_seconds
+from calibration.common.arrays import FloatArray, IntArray
+from simulator.rounds.forecast import draft_seconds, even_seconds, verify_seconds
+from simulator.rounds.policy import Policy
+from simulator.rounds.round import Played, Round, Signals
 from simulator.stopping.goodput import expected_tokens
 
 _AHEAD = 3

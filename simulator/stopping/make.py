@@ -6,12 +6,12 @@ from typing import assert_never
 
 import numpy as np
 
-from calibration.errors import ReplayError
-from simulator.keys import stopping_settings as settings
+from calibration.common.errors import ReplayError
 from simulator.playback.recorded import Material
 from simulator.playback.replay import Replay
 from simulator.playback.signals import RecordedSignals, make_signals
-from simulator.stopping.base import StoppingPolicy
+from simulator.rounds.policy import StoppingPolicy
+from simulator.scenario import stopping as settings
 from simulator.stopping.budget import Budget
 from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
 from simulator.stopping.fixed import ByBatch, Fixed

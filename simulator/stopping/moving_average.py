@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 
-from simulator.arrays import IntArray
-from simulator.keys.stopping_settings import MovingAverage, Tier
-from simulator.serving.round import Played, Round
-from simulator.stopping.base import Policy
+from calibration.common.arrays import IntArray
+from simulator.rounds.policy import Policy
+from simulator.rounds.round import Played, Round
+from simulator.scenario.stopping import MovingAverage, Tier
 
 
 class Steps:

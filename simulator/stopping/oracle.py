@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.arrays import IntArray
-from simulator.serving.round import Round
-from simulator.stopping.base import OraclePolicy
-from simulator.stopping.forecast import capped_seconds
+from calibration.common.arrays import IntArray
+from simulator.rounds.forecast import capped_seconds
+from simulator.rounds.policy import OraclePolicy
+from simulator.rounds.round import Round
 
 
 class Oracle(OraclePolicy):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.errors import ReplayError
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ReplayError
 from simulator.playback.predictor import FOLDS, logistic
 from simulator.playback.recorded import Material
 from simulator.playback.replay import SequenceTable
 from simulator.playback.signals import Places, RecordedSignals
-from simulator.routing.survival import fit_ridge
+from simulator.playback.survival import fit_ridge
 from simulator.stopping.recall import Recall, logit, make_recall
 
 _DEPTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 28, 40, 56)

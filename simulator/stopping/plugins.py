@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from calibration.checksums import joint_sha256
-from calibration.errors import ScenarioError, did_you_mean
-from calibration.version import package_files
-from simulator.arrays import IntArray
-from simulator.serving.round import Played, Round
-from simulator.stopping.base import OraclePolicy, Policy, StoppingPolicy
+from calibration.common.arrays import IntArray
+from calibration.common.checksums import joint_sha256
+from calibration.common.errors import ScenarioError, did_you_mean
+from calibration.common.version import package_files
+from simulator.rounds.policy import OraclePolicy, Policy, StoppingPolicy
+from simulator.rounds.round import Played, Round
 
 GROUP = "paceline.stopping"
 """The entry point group."""

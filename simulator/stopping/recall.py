@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.errors import ReplayError
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ReplayError
 from simulator.playback.recorded import Material
-from simulator.routing.text_facts import text_facts
+from simulator.playback.text_facts import text_facts
 
 _TYPICAL = 0.6
 """Acceptance of a request that nothing is known of."""

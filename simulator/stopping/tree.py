@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.arrays import IntArray
-from simulator.serving.round import Round
-from simulator.stopping.base import Policy
+from calibration.common.arrays import IntArray
+from simulator.rounds.policy import Policy
+from simulator.rounds.round import Round
 from simulator.trees.trees import Tree
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.errors import ScenarioError
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ScenarioError
 from calibration.verification.builders import eagle_bars, eagle_candidates
-from simulator.arrays import FloatArray, IntArray
 from simulator.playback.recorded import Material
 from simulator.playback.signals import make_signals
 from simulator.trees.trees import Tree, recorded_ranks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calibration.errors import CalibrationError, ScenarioError
+from calibration.common.errors import CalibrationError, ScenarioError
 from calibration.verification import builders
 from simulator.trees.trees import TreeShape
 

@@ -14,9 +14,9 @@ from typing import Self
 
 import numpy as np
 
-from calibration.errors import CalibrationError, ReplayError, ScenarioError
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import CalibrationError, ReplayError, ScenarioError
 from calibration.verification import shapes
-from simulator.arrays import FloatArray, IntArray
 from simulator.playback.recorded import Material
 from simulator.pricing.costs import DraftFraction, DraftPerStep, Prices
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from calibration.errors import ScenarioError
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ScenarioError
 
 
 @dataclass(frozen=True)

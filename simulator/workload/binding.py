@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.errors import ScenarioError, did_you_mean
-from simulator.arrays import FloatArray, IntArray
-from simulator.keys.workload_settings import Bound, Order, ServiceClass
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ScenarioError, did_you_mean
 from simulator.playback.replay import SequenceTable
+from simulator.scenario.workload import Bound, Order, ServiceClass
 from simulator.workload.lengths import make_lengths
 from simulator.workload.streams import CLASSES, MIX, ORDER, stream
 

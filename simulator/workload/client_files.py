@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.errors import ScenarioError, did_you_mean
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ScenarioError, did_you_mean
 from simulator.workload.clients import Client, Law, Window
 from simulator.workload.files import CsvColumns, sha256
 from simulator.workload.lengths import Pmf

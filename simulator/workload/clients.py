@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.arrays import FloatArray, IntArray
+from calibration.common.arrays import FloatArray, IntArray
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.lengths import Pmf
 from simulator.workload.processes import Limits

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from simulator.keys.workload_settings import ClosedLoop
+from simulator.scenario.workload import ClosedLoop
 from simulator.workload.binding import Binder
 from simulator.workload.request import Request
 from simulator.workload.streams import THINK, stream

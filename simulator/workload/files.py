@@ -14,8 +14,8 @@ from typing import TextIO
 
 import numpy as np
 
-from calibration.errors import ScenarioError, did_you_mean
-from simulator.arrays import FloatArray
+from calibration.common.arrays import FloatArray
+from calibration.common.errors import ScenarioError, did_you_mean
 
 SHOWN = 10
 """Faults of one file that are spelled out."""

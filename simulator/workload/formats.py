@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from calibration.errors import ScenarioError
-from simulator.arrays import FloatArray, IntArray
-from simulator.arrivals import read_arrivals
+from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.errors import ScenarioError
+from simulator.playback.arrivals import read_arrivals
 from simulator.workload.arrivals import Arrivals, Prefixes
 from simulator.workload.files import CsvColumns, Faults, opened, sha256
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.arrays import FloatArray, IntArray
-from simulator.keys.workload_settings import (
+from calibration.common.arrays import FloatArray, IntArray
+from simulator.scenario.workload import (
     ConstantTokens,
     DrawnLengths,
     Lengths,

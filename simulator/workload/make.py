@@ -8,9 +8,11 @@ from typing import assert_never
 
 import numpy as np
 
-from simulator.arrays import FloatArray
-from simulator.arrivals import bind_rows, read_arrivals
-from simulator.keys.workload_settings import (
+from calibration.common.arrays import FloatArray
+from simulator.playback.arrivals import bind_rows, read_arrivals
+from simulator.playback.replay import SequenceTable
+from simulator.scenario.scenario import Scenario
+from simulator.scenario.workload import (
     ArrivalFile,
     Bound,
     ClientMixture,
@@ -22,8 +24,6 @@ from simulator.keys.workload_settings import (
     PoissonArrivals,
     TraceArrivals,
 )
-from simulator.playback.replay import SequenceTable
-from simulator.scenario import Scenario
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.binding import Binder, Bindings
 from simulator.workload.client_files import provenance, read_clients

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.arrays import FloatArray
+from calibration.common.arrays import FloatArray
 
 Gaps = Callable[[int], FloatArray]
 """Draws so many gaps; drawing twice is like drawing once."""

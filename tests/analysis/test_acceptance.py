@@ -9,9 +9,9 @@ from drawn import bits, clustered, drawn_runs, given_runs, played, sampled
 from scipy.optimize import minimize_scalar
 from shared_data import shared_data
 
-from analysis.acceptance import AcceptanceRow, DepthPoint, acceptance_rows, constant_rate_tokens, depth_points
-from analysis.bootstrap import ClusterBootstrap, Estimate
-from analysis.rounds import recording, replay_rounds
+from analysis.common.bootstrap import ClusterBootstrap, Estimate
+from analysis.common.rounds import recording, replay_rounds
+from analysis.speedup.acceptance import AcceptanceRow, DepthPoint, acceptance_rows, constant_rate_tokens, depth_points
 from calibration.traces import TraceSet
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.bootstrap import Candidates, ClusterBootstrap, Estimate, least, most, number
+from analysis.common.bootstrap import Candidates, ClusterBootstrap, Estimate, least, most, number
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

@@ -11,13 +11,13 @@ import pytest
 from scenarios import scenario, traces_of
 from scipy.optimize import brentq
 
-from analysis.bootstrap import Estimate
 from analysis.capacity import CapacityFindings, Objective, plan_capacity
 from analysis.capacity.load import at_rate, devices_per_replica, plain, saturated
 from analysis.capacity.summary import needed
 from analysis.capacity.sustain import probe
-from analysis.records import from_json, to_json
-from calibration.errors import ScenarioError
+from analysis.common.bootstrap import Estimate
+from analysis.common.records import from_json, to_json
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
 

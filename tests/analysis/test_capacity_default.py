@@ -8,7 +8,7 @@ from drawn import clustered
 
 from analysis import StudySettings, study
 from analysis.capacity import study_scenarios
-from calibration.errors import ExtrapolationWarning
+from calibration.common.errors import ExtrapolationWarning
 from simulator import simulate
 
 

@@ -14,7 +14,7 @@ from analysis.cascade import switch_points
 from analysis.cascade.hull import first_possible_lambda, mixing_quality
 from analysis.cascade.published import COSTS, LAMBDAS, QUALITIES, best_stage, published_facts
 from analysis.cascade.stopping import STOP, Move, Node, Ran, continue_above, sequential_nodes, solve
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 
 Floats = NDArray[np.float64]
 

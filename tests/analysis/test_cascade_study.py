@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from cascade_made import graded_by_difficulty, table_of, two_valued
 
-from analysis.bootstrap import ClusterBootstrap
 from analysis.cascade import CascadeFindings, QualityTable, bundled_tables, read_quality_table, study_cascade
 from analysis.cascade.crossfit import crossfit, fit
 from analysis.cascade.curves import evaluate
@@ -24,8 +23,9 @@ from analysis.cascade.rule import CascadeRule, fit_rule
 from analysis.cascade.rules import Choice, information_sets, learn
 from analysis.cascade.stopping import sequential_nodes, solve
 from analysis.cascade.together import Together
-from analysis.records import from_json, to_json
-from calibration.errors import ConvergenceWarning, ReplayError
+from analysis.common.bootstrap import ClusterBootstrap
+from analysis.common.records import from_json, to_json
+from calibration.common.errors import ConvergenceWarning, ReplayError
 
 LAMBDAS = (2.0, 10.0, 20.0, 60.0)
 

@@ -10,7 +10,7 @@ import pytest
 from cascade_made import graded_by_difficulty, write_long
 
 from analysis.cascade import bundled_tables, read_quality_table
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 
 LONG = """item,domain,stage,correct,cost,confidence,margin,item_prompt_tokens
 a,math,13B,0,1.6,0.4,,12

@@ -16,11 +16,11 @@ from measured_made import LOOKUP, STUDENT, Sequences, condition, made_traces, me
 from analysis.fidelity.measured import find_conditions, summaries, text_note
 from analysis.fidelity.table import QUANTITIES, Fidelity, errors_of
 from analysis.fidelity.validate import read, to_csv, validate, write
-from calibration.errors import ScenarioError, TraceError
+from calibration.common.errors import ScenarioError, TraceError
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
 from simulator import simulate
-from simulator.loading import load_scenario
+from simulator.scenario.loading import load_scenario
 
 LINEAR = {"kind": "linear", "base_s": 0.01, "per_token_s": 0.002, "per_context_token_s": 0.00003}
 BATCHES = (1, 4, 8, 16)

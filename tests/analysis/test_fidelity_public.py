@@ -22,7 +22,7 @@ from analysis.fidelity.public import (
     specdecode_bench,
 )
 from analysis.fidelity.table import Compared, Condition, errors_of
-from calibration.errors import CalibrationError, TraceError
+from calibration.common.errors import CalibrationError, TraceError
 from calibration.importers.ltd import import_ltd, read_ltd
 from simulator.pricing.fitted import fit_step
 

@@ -18,9 +18,9 @@ from analysis.fidelity.counts import Count, counts, disagreements, positions_by,
 from analysis.fidelity.split import PARTS, Split
 from analysis.fidelity.table import Condition
 from analysis.fidelity.validate import read, to_csv, validate, write
+from calibration.common.toml_writing import dumps
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
-from simulator.toml import dumps
 
 LINEAR = {"kind": "linear", "base_s": 0.01, "per_token_s": 0.002, "per_context_token_s": 0.00003}
 FREE = {"kind": "linear", "base_s": 0.0, "charged": "per_round"}

@@ -7,14 +7,14 @@ import pytest
 from hybrid_made import hybrid_traces
 from shared_data import shared_data
 
+from analysis.common.records import from_json, to_json
 from analysis.hybrid.closed import ClosedBatches, as_one
 from analysis.hybrid.evaluate import LONGEST, PER_ROUND, Roles, evaluate_hybrid, per_step, simulated_rates
 from analysis.hybrid.findings import HybridFindings
 from analysis.hybrid.material import complete, halves, of_domains, paired, with_suffix
 from analysis.hybrid.reference import reference
 from analysis.hybrid.rule import TunedRule
-from analysis.records import from_json, to_json
-from calibration.errors import CalibrationError, TraceError
+from calibration.common.errors import CalibrationError, TraceError
 from calibration.proposers.suffix import SuffixSettings
 from calibration.traces.manifest import CostConstants, FractionOfVerify, LinearCost
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from builders import felt_traces
 
-from analysis.bootstrap import ClusterBootstrap, Estimate
+from analysis.common.bootstrap import ClusterBootstrap, Estimate
 from analysis.hybrid.confidence import WANTED, confidence_cell, step_prices
 from analysis.hybrid.gap import NEVER_BELOW, Question, alike, gap_statistic, judged, margins
 

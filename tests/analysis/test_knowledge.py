@@ -9,13 +9,13 @@ import pytest
 from request_tables import HOMES, ROUNDS_ONLY, specialised
 from shared_data import shared_data
 
+from analysis.common.records import from_json, to_json
 from analysis.fidelity.public.runs import subset
 from analysis.knowledge import KnowledgeFindings, study_knowledge
 from analysis.knowledge.published import published_rows
 from analysis.knowledge.roles import cast
-from analysis.records import from_json, to_json
 from analysis.routing.served import cheap_prices
-from calibration.errors import ReplayError, ReportError
+from calibration.common.errors import ReplayError, ReportError
 from calibration.traces import bundled
 
 

@@ -10,6 +10,8 @@ import pytest
 from drawn import clustered, given_runs, sampled
 from shared_data import shared_data
 
+from analysis.common.records import from_json, to_json
+from analysis.common.rounds import recording, replay_rounds
 from analysis.fidelity.bundle import bundled_runs
 from analysis.laws import (
     LawFindings,
@@ -23,9 +25,7 @@ from analysis.laws import (
 )
 from analysis.laws.context import expected_accepted
 from analysis.laws.size import family
-from analysis.records import from_json, to_json
-from analysis.rounds import recording, replay_rounds
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 from calibration.traces import bundled, bundled_path
 
 FAMILY = "smollm2-135m-cpu-distilled"

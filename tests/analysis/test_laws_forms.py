@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
+from analysis.common.records import from_json, to_json
 from analysis.laws import FORMS, compare_forms, fit_form
 from analysis.laws.fit import FittedForm
-from analysis.records import from_json, to_json
-from calibration.errors import ConvergenceWarning, ReportError
+from calibration.common.errors import ConvergenceWarning, ReportError
 
 X = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
 Curve = Callable[[np.ndarray], np.ndarray]

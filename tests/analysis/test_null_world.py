@@ -15,13 +15,13 @@ from drawn import clustered
 from numpy.random import Generator
 
 from analysis import Findings, StudySettings, study
-from analysis.bootstrap import ClusterBootstrap
-from analysis.grid import CellRun
-from analysis.pipeline import _answer
-from analysis.schedule import crossovers, schedules
-from analysis.speedup import best_length, compare_lengths
-from reports.answer import verdict
-from reports.guidelines import study_guidelines
+from analysis.common.bootstrap import ClusterBootstrap
+from analysis.speedup.grid import CellRun
+from analysis.speedup.schedule import crossovers, schedules
+from analysis.speedup.speedup import best_length, compare_lengths
+from analysis.speedup.study import _answer
+from reports.questions.answer import verdict
+from reports.questions.guidelines import study_guidelines
 
 DRAFTERS = tuple("abcdef")
 LENGTHS = (1, 2, 3, 4, 6, 8)

@@ -26,8 +26,8 @@ from analysis.roofline.energy import (
     splits,
 )
 from analysis.roofline.tables import PROMPT_TOKENS, SPREAD
-from calibration.errors import CostError
-from calibration.timing.shapes import get_shape
+from calibration.common.errors import CostError
+from calibration.shapes.shapes import get_shape
 from simulator.pricing.power import figures
 
 TRUTH = np.array([0.7, 0.8, 0.04])

@@ -10,8 +10,8 @@ from drawn import drawn_runs, given_runs, played, sampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.rounds import recording, replay_rounds
-from calibration.errors import ReplayError, TraceError
+from analysis.common.rounds import recording, replay_rounds
+from calibration.common.errors import ReplayError, TraceError
 from calibration.traces import TraceSet, make_table
 
 
@@ -71,7 +71,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(8)
     recorded = recording(given_runs([drawn_runs(rng, int(rng.integers(1, 60))) for _ in range(17)]), "drafter")
     whole = replay_rounds(recorded, 3)
-    monkeypatch.setattr("analysis.rounds._BLOCK_ELEMENTS", 500)
+    monkeypatch.setattr("analysis.common.rounds._BLOCK_ELEMENTS", 500)
     blocks = replay_rounds(recorded, 3)
     assert blocks.rounds.tolist() == whole.rounds.tolist()
     assert blocks.at_risk.tolist() == whole.at_risk.tolist()

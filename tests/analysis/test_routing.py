@@ -13,9 +13,9 @@ from request_tables import PRICES, table_of, two_kinds
 from scenarios import random_runs
 from several import several
 
-from analysis.bootstrap import ClusterBootstrap
+from analysis.common.bootstrap import ClusterBootstrap
+from analysis.common.records import from_json, to_json
 from analysis.fidelity.public.runs import subset
-from analysis.records import from_json, to_json
 from analysis.routing.compare import (
     ALWAYS,
     LABEL,
@@ -34,7 +34,7 @@ from analysis.routing.play import bandits, play
 from analysis.routing.public import mixed_traffic, published_prices
 from analysis.routing.served import RequestTable, Server, cheap_prices, own_prices
 from analysis.routing.study import RoutingSettings, study_routing
-from calibration.errors import CostError, ReplayError, TraceError
+from calibration.common.errors import CostError, ReplayError, TraceError
 from calibration.traces import bundled
 
 
@@ -120,7 +120,7 @@ def test_regret_of_the_best_single_drafter_grows_in_a_straight_line() -> None:
     [(1.01, 1.2, "beats it"), (0.8, 0.99, "loses to it"), (0.9, 1.1, "cannot tell apart")],
 )
 def test_verdicts(low: float, high: float, words: str) -> None:
-    from analysis.bootstrap import Estimate
+    from analysis.common.bootstrap import Estimate
 
     assert verdict(Estimate(1.0, low, high, 9)) == words
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from analysis.bootstrap import ClusterBootstrap
+from analysis.common.bootstrap import ClusterBootstrap
 from analysis.routing.classifier import (
     Guesses,
     cheapest,

@@ -10,8 +10,7 @@ import pytest
 from builders import iid_traces
 from sized import VERIFY_S, known_speedup, sized_traces
 
-from analysis.grid import Cell, run_cell
-from analysis.records import from_json, to_json
+from analysis.common.records import from_json, to_json
 from analysis.size import Place, SizeFindings, SizeSettings, main_curve, study_size
 from analysis.size.extrapolated import extrapolate
 from analysis.size.facts import Facts, MeasuredSpeedup, SizedPair
@@ -21,8 +20,9 @@ from analysis.size.measured import OwnLaw, study_family
 from analysis.size.playback import Prices, Requests, drafted_seconds, plain_seconds, played
 from analysis.size.prices import RECORDED
 from analysis.size.words import common_region, discrepancy_words, existing_words
-from calibration.errors import CostError, ReplayError, ScenarioError
-from calibration.timing.shapes import get_shape
+from analysis.speedup.grid import Cell, run_cell
+from calibration.common.errors import CostError, ReplayError, ScenarioError
+from calibration.shapes.shapes import get_shape
 from calibration.traces import TraceSet, bundled
 from simulator.pricing.fitted import fit_step
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.bootstrap import ClusterBootstrap
+from analysis.common.bootstrap import ClusterBootstrap
 from analysis.size.formula import best_lengths
 from analysis.size.sweetspot import find_spots, judge_sizes, likely_best, shares_of
 from analysis.size.words import parameters_text, share_text

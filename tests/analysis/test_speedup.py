@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from drawn import clustered, drawn_runs, given_runs, partly, played
 
-from analysis.bootstrap import ClusterBootstrap
-from analysis.grid import Cell, CellRun, baselines, grid_cells, run_cell, run_grid
-from analysis.schedule import crossovers, falling, schedules
-from analysis.speedup import best_lengths, speedup_cells
-from calibration.errors import CostError
+from analysis.common.bootstrap import ClusterBootstrap
+from analysis.speedup.grid import Cell, CellRun, baselines, grid_cells, run_cell, run_grid
+from analysis.speedup.schedule import crossovers, falling, schedules
+from analysis.speedup.speedup import best_lengths, speedup_cells
+from calibration.common.errors import CostError
 
 LINEAR = {
     "verifier": {"kind": "linear", "base_s": 1.0},

@@ -13,8 +13,8 @@ from builders import iid_traces
 from drawn import clustered, given_runs
 
 from analysis import Findings, StudySettings, study
-from analysis.costfit import cost_fits
-from calibration.errors import CostError, ReplayError, ReportError, ScenarioError
+from analysis.speedup.costfit import cost_fits
+from calibration.common.errors import CostError, ReplayError, ReportError, ScenarioError
 from calibration.traces import TraceSet, make_table
 
 SMALL = StudySettings(draft_tokens=(1, 2, 4), batches=(1, 2), draws=200)

@@ -12,8 +12,8 @@ from drawn import drawn_runs, given_runs, played
 from shared_data import shared_data
 from sklearn.metrics import roc_auc_score
 
-from analysis.bootstrap import ClusterBootstrap, Estimate
-from analysis.records import from_json, to_json
+from analysis.common.bootstrap import ClusterBootstrap, Estimate
+from analysis.common.records import from_json, to_json
 from analysis.tokens import (
     HazardCurve,
     TokenFindings,
@@ -27,7 +27,7 @@ from analysis.tokens import (
 )
 from analysis.tokens.frailty import frailty_trend
 from analysis.tokens.heldout import BASE, CONFIDENCE, NEW_PROMPT, SEEN_PROMPT
-from calibration.errors import ConvergenceWarning, ReportError
+from calibration.common.errors import ConvergenceWarning, ReportError
 from calibration.importers import import_specdecode_bench
 from calibration.traces import bundled
 

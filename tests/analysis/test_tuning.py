@@ -14,17 +14,17 @@ import pytest
 from scenarios import DRAFT, LINEAR, random_runs
 from several import several
 
-from analysis.records import from_json, to_json
+from analysis.common.records import from_json, to_json
 from analysis.tuning import TuneFindings, TuneSettings, tune
 from analysis.tuning.batches import batch_sizes
 from analysis.tuning.candidate import make_base
 from analysis.tuning.space import fixed
 from analysis.tuning.write import write_findings
-from calibration.errors import PacelineError, ScenarioError
+from calibration.common.errors import PacelineError, ScenarioError
 from calibration.traces import TraceSet
 from simulator import load_scenario, simulate
-from simulator.loading import parse_scenario
-from simulator.scenario import Scenario
+from simulator.scenario.loading import parse_scenario
+from simulator.scenario.scenario import Scenario
 
 TOKENS = 24
 COSTS = {"overhead_s": 0.002, "verifier": LINEAR, "drafter": DRAFT}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scenarios import traces_of
 from several import several
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from analysis.tuning import TuneFindings, TuneSettings, tune
 from analysis.tuning.engine_schemas import (
     SglangAdaptiveConfig,
@@ -26,9 +26,9 @@ from analysis.tuning.export_sglang import ADAPTIVE, sglang
 from analysis.tuning.export_tensorrt_llm import FILE, tensorrt_llm
 from analysis.tuning.export_vllm import vllm
 from analysis.tuning.findings import Scored
-from calibration.errors import ExportError, ScenarioError
+from calibration.common.errors import ExportError, ScenarioError
 from calibration.traces.manifest import DrafterInfo
-from simulator.loading import parse_scenario
+from simulator.scenario.loading import parse_scenario
 
 TABLE = [[1, 4, 5], [5, 16, 2], [17, 32, 0]]
 RISING = [[1, 1, 2], [2, 32, 5]]

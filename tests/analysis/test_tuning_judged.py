@@ -17,11 +17,11 @@ from analysis.tuning.goal import make_goal
 from analysis.tuning.halving import Judge, best_of
 from analysis.tuning.judging import JUDGED_REQUESTS, JUDGED_SEEDS, judge_on_fresh_seeds
 from analysis.tuning.runs import FIRST_FRESH
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.replicate import replication_seeds
-from simulator.loading import parse_scenario
-from simulator.scenario import Scenario
+from simulator.scenario.loading import parse_scenario
+from simulator.scenario.scenario import Scenario
 
 
 def given(workload: dict[str, Any], **more: Any) -> Scenario:
@@ -120,7 +120,7 @@ SLO = {"e2el_ms": 25_000.0}
 
 
 @pytest.mark.parametrize(("alpha", "pays"), [(0.95, True), (0.02, False)])
-@pytest.mark.filterwarnings("ignore::calibration.errors.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::calibration.common.errors.ConvergenceWarning")
 def test_tune_and_capacity_agree(alpha: float, pays: bool) -> None:
     """Far below saturation, where goodput is the load whatever is chosen, the sustained rate is the answer."""
     scenario, traces = given(POISSON, slo=SLO), world(alpha)

@@ -22,13 +22,13 @@ from analysis.tuning.intervals import behind, interval, ratio_of_means, widening
 from analysis.tuning.plan import make_length, make_rungs, plan_by_clock
 from analysis.tuning.runs import Runs
 from analysis.tuning.space import fixed, fixed_lengths, neighbours, nothing, oracles, policies, routings
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet, bundled, make_table
 from simulator import simulate
 from simulator.experiments.pool import Outcome
-from simulator.loading import parse_scenario
 from simulator.playback.replay import select_sequences
-from simulator.scenario import Scenario
+from simulator.scenario.loading import parse_scenario
+from simulator.scenario.scenario import Scenario
 
 LINEAR = {"kind": "linear", "base_s": 0.01}
 

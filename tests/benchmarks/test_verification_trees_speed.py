@@ -13,7 +13,8 @@ import pytest
 from enumeration import random_pair
 
 from calibration.verification import KSequential, Recursive, residual
-from calibration.verification.builders import eagle_tree, opt_tree, tree_table
+from calibration.verification import opt_tree_builder as opt_tree
+from calibration.verification.builders import eagle_tree, tree_table
 from calibration.verification.chains import BlockVerification, TokenLevelChain
 from calibration.verification.delayed import DelayedAction, DelayedExpansion, draw_delayed_tree
 from calibration.verification.drafting import draw_tree

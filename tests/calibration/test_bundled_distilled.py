@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibration.distill.jobfile import load_distill_job
-from calibration.distill.topics import TRAINING_DOMAINS, all_texts
-from calibration.jobfile import load_job
+from calibration.jobs.jobfile import load_job
 from calibration.prompts import load_prompts
 from calibration.traces import TraceSet, bundled, bundled_path
+from calibration.training.jobfile import load_distill_job
+from calibration.training.topics import TRAINING_DOMAINS, all_texts
 
 NAME = "smollm2-135m-cpu-distilled"
 SPECIALISTS = {f"specialist-{d}": d for d in ("code", "mathematics", "science", "creative")}

@@ -21,15 +21,15 @@ from scenarios import scenario, timing_table, traces_of
 import analysis.cascade
 import analysis.fidelity
 from analysis.cascade.reading import bundled_tables, read_quality_table
-from calibration.errors import ScenarioError, TraceError
+from calibration.common.errors import ScenarioError, TraceError
 from calibration.measured import MeasuredRun
 from calibration.traces import TABLES, TraceSet, bundled_names, bundled_path, make_table
 from calibration.traces.traceset import FILES, seal
 from paceline import main
+from paceline.terminal.runs import caption
 from simulator import simulate
 from simulator.cascade.items import read_items
-from simulator.loading import parse_scenario
-from simulator.results.tables import caption
+from simulator.scenario.loading import parse_scenario
 
 PER_FILE = 125
 """Damaged copies of each of the four tables: 500 in all."""

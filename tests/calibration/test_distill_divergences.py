@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
 
-from calibration.distill.divergences import (
+from calibration.common.errors import CalibrationError
+from calibration.training.divergences import (
     divergence,
     forward_kl,
     jensen_shannon,
@@ -19,7 +20,6 @@ from calibration.distill.divergences import (
     total_variation,
     total_variation_plus,
 )
-from calibration.errors import CalibrationError
 
 SMOOTH = ("fkl", "rkl", "jsd")
 

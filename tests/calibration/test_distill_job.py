@@ -12,19 +12,19 @@ import torch
 from distilled import tiny_corpus
 from tiny import save_tiny, tiny_verifier
 
-import calibration.distill.run as run_module
-from calibration.distill.corpus import corpus_decoding
-from calibration.distill.evaluate import evaluate, rounds_by_position
-from calibration.distill.jobfile import OnlineTable, load_distill_job, parse_distill_job
-from calibration.distill.material import gather
-from calibration.distill.online import Buffer, Served, make_stream, rejected, serve, shifts
-from calibration.distill.run import curve_texts, distill_all, run_distill
-from calibration.distill.settings import TrainSettings
-from calibration.distill.shapes import StudentShape
-from calibration.distill.train import train_student
-from calibration.distill.trainees import load_trained
+import calibration.training.run as run_module
+from calibration.common.errors import CalibrationError
 from calibration.drafters import Distilled, build_drafter
-from calibration.errors import CalibrationError
+from calibration.trained.corpus import corpus_decoding
+from calibration.trained.evaluate import evaluate, rounds_by_position
+from calibration.trained.settings import TrainSettings
+from calibration.trained.shapes import StudentShape
+from calibration.trained.trainees import load_trained
+from calibration.training.jobfile import OnlineTable, load_distill_job, parse_distill_job
+from calibration.training.material import gather
+from calibration.training.online import Buffer, Served, make_stream, rejected, serve, shifts
+from calibration.training.run import curve_texts, distill_all, run_distill
+from calibration.training.train import train_student
 
 JOB = """
 out = "made"

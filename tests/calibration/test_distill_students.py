@@ -11,14 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 from replayed import GREEDY, SAMPLED, live, recorded, rows_of, same_rounds, written
 from tiny import random_prompts, tiny_verifier
 
-from calibration.distill.kangaroo import adapter_tensors, build_kangaroo
-from calibration.distill.shapes import AnyShape, KangarooShape, NestedShape, StudentShape
-from calibration.distill.students import build_student, load_student, own_tensors, parameters
-from calibration.distill.trainees import load_trained, make_trainee
+from calibration.common.errors import CalibrationError
 from calibration.drafters import Distilled, Kangaroo, NestedExits, build_drafter, submodel
-from calibration.drafters.folder import save_drafter
-from calibration.errors import CalibrationError
-from calibration.recording.sampling import distribution, generator_for
+from calibration.models.sampling import distribution, generator_for
+from calibration.trained.folder import save_drafter
+from calibration.trained.kangaroo import adapter_tensors, build_kangaroo
+from calibration.trained.shapes import AnyShape, KangarooShape, NestedShape, StudentShape
+from calibration.trained.students import build_student, load_student, own_tensors, parameters
+from calibration.trained.trainees import load_trained, make_trainee
 
 SHAPES = {
     "fresh": StudentShape(layers=2, heads=2, kv_heads=1, intermediate_size=24),
@@ -78,7 +78,7 @@ def test_a_family_from_under_a_percent_to_a_fifth_fits_a_real_shape():
     """SmolLM2-135M's shape on the meta device: nothing is allocated."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from calibration.models import Verifier, describe
+    from calibration.models.load import Verifier, describe
 
     config = LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,

@@ -11,20 +11,20 @@ import torch
 from distilled import tiny_corpus
 from tiny import tiny_verifier
 
-import calibration.distill.learner as learner_module
-from calibration.distill.batches import collate, epoch_order, frequent_tokens
-from calibration.distill.corpus import corpus_decoding
-from calibration.distill.divergences import divergence, forward_kl
-from calibration.distill.evaluate import evaluate, final_states, rounds_by_position
-from calibration.distill.learner import Learner
-from calibration.distill.loss_head import LossHead
-from calibration.distill.settings import TrainSettings
-from calibration.distill.shapes import KangarooShape, NestedShape, StudentShape
-from calibration.distill.students import build_student
-from calibration.distill.train import Training, train_student
-from calibration.distill.trainees import load_trained
-from calibration.errors import CalibrationError
-from calibration.recording.sampling import distribution, generator_for
+import calibration.training.learner as learner_module
+from calibration.common.errors import CalibrationError
+from calibration.models.sampling import distribution, generator_for
+from calibration.trained.batches import collate, epoch_order, frequent_tokens
+from calibration.trained.corpus import corpus_decoding
+from calibration.trained.evaluate import evaluate, final_states, rounds_by_position
+from calibration.trained.settings import TrainSettings
+from calibration.trained.shapes import KangarooShape, NestedShape, StudentShape
+from calibration.trained.students import build_student
+from calibration.trained.trainees import load_trained
+from calibration.training.divergences import divergence, forward_kl
+from calibration.training.learner import Learner
+from calibration.training.loss_head import LossHead
+from calibration.training.train import Training, train_student
 
 FAST = TrainSettings(tokens=3000, batch_tokens=128, learning_rate=1e-2, curve_tokens=1000, checkpoint_tokens=800)
 

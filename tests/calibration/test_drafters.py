@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import random_prompts, tiny_llama, tiny_verifier
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters import EarlyExit, LayerSkip, PromptLookup, build_drafter, kept_layers, parse_drafter
-from calibration.errors import CalibrationError
-from calibration.models import check_architecture
+from calibration.models.load import check_architecture
 
 MODELS = ("exit-1", "exit-3", "skip-1-3", "skip-0-1", "skip-3-4")
 

@@ -13,6 +13,7 @@ from replayed import CPU, GREEDY, SAMPLED, live, recorded, rows_of, same_rounds,
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters import (
     AnyDrafter,
     DynamicExit,
@@ -26,11 +27,10 @@ from calibration.drafters import (
     submodel,
 )
 from calibration.drafters.lanes import ModelDrafter, ModelSide
-from calibration.errors import CalibrationError
-from calibration.models import Verifier
-from calibration.ngram import NgramIndex
+from calibration.models.load import Verifier
+from calibration.models.sampling import distribution, generator_for
 from calibration.proposers import make
-from calibration.recording.sampling import distribution, generator_for
+from calibration.proposers.ngram import NgramIndex
 
 LOOKUP, DEPTH = PromptLookup(ngram_max=2), 5
 TREES = Trigram(nodes=14, branching=3, max_draft_tokens=DEPTH)

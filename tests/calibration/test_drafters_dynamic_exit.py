@@ -16,10 +16,10 @@ from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
 import calibration.drafters.exits as exits_module
+from calibration.common.errors import CalibrationError
 from calibration.drafters import DynamicExit, build_drafter, submodel
 from calibration.drafters.exit_plan import HitRates, Plan, Planning, make_plan, tokens_per_layer
-from calibration.errors import CalibrationError
-from calibration.recording.sampling import distribution
+from calibration.models.sampling import distribution
 
 EXITS, LAYERS = (1, 2, 5), 9
 

@@ -16,16 +16,16 @@ from scipy import stats
 from tiny import tiny_llama, tiny_tokenizer
 from tokens import LINES, byte_tokenizer, mark_tokenizer, tokens_verifier
 
-from calibration.distill.foreign import Budget, LlamaShape, train_standalone, train_tokenizer
+from calibration.common.errors import CalibrationError
+from calibration.common.vocabularies import Correspondence, Vocabulary, readable
 from calibration.drafters.foreign import Foreign
 from calibration.drafters.foreign_drafting import ForeignDrafter
 from calibration.drafters.translation import NgramTranslation, TextTranslation
-from calibration.errors import CalibrationError
-from calibration.models import make_verifier
-from calibration.recording.generate import generate
-from calibration.recording.sampling import distribution, generator_for
+from calibration.models.generate import generate
+from calibration.models.load import make_verifier
+from calibration.models.sampling import distribution, generator_for
 from calibration.traces.manifest import DrafterInfo
-from calibration.vocabularies import Correspondence, Vocabulary, readable
+from calibration.training.foreign import Budget, LlamaShape, train_standalone, train_tokenizer
 
 CPU = torch.device("cpu")
 TEXTS = st.text(st.sampled_from("abc hel\n\t ,.'äß日🙂1_"), max_size=24)

@@ -16,11 +16,13 @@ from replayed import CPU, GREEDY, SAMPLED, live, recorded, rows_of, same_rounds,
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters import DrafterSettings, Memory, Retrieval, Suffix, Trigram, build_drafter
 from calibration.drafters.given import GivenDrafter, proposal
-from calibration.drafters.protocol import Opening, Proposal
-from calibration.errors import CalibrationError
-from calibration.models import Verifier
+from calibration.models.drafter import Opening, Proposal
+from calibration.models.lane import Lane, pad_left
+from calibration.models.load import Verifier
+from calibration.models.sampling import distribution, generator_for
 from calibration.proposers import (
     Datastore,
     Draft,
@@ -33,9 +35,7 @@ from calibration.proposers import (
     proposals,
     run_lengths,
 )
-from calibration.recording.lane import Lane, pad_left
 from calibration.recording.live import verify
-from calibration.recording.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo, DrafterInfo, TraceSet, make_table
 
 COLD = DecodingInfo(mode="sampled", temperature=0.2)

@@ -8,10 +8,10 @@ from replayed import SAMPLED, live, recorded, rows_of, same_rounds
 from tiny import random_prompts, save_tiny, tiny_llama, tiny_tokenizer, tiny_verifier
 from tokens import byte_tokenizer
 
+from calibration.common.errors import CalibrationError
+from calibration.common.vocabularies import first_difference
 from calibration.drafters import Standalone, build_drafter
 from calibration.drafters.standalone import check_attention, resized, standalone_drafter
-from calibration.errors import CalibrationError
-from calibration.vocabularies import first_difference
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from replayed import GREEDY, SAMPLED, live, recorded, rows_of, same_rounds, written
 from tiny import random_prompts
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters import EarlyExit, PromptLookup, Trimmed, build_drafter
+from calibration.drafters.token_counts import most_frequent, save_token_counts, token_counts
 from calibration.drafters.trimmed_head import PaddedHead, TrimmedHead
-from calibration.errors import CalibrationError
-from calibration.recording.sampling import processed
-from calibration.token_counts import most_frequent, save_token_counts, token_counts
+from calibration.models.sampling import processed
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from replayed import GREEDY, SAMPLED, live, recorded, rows_of, same_rounds, written
 from tiny import random_prompts, tiny_verifier
 
-import calibration.recording.lane as lane_module
+import calibration.models.lane as lane_module
+from calibration.common.errors import CalibrationError
 from calibration.drafters import EarlyExit, Windowed, build_drafter
 from calibration.drafters.memory_block import BLOCK, attention_received, choose_blocks
-from calibration.errors import CalibrationError
-from calibration.long_context import WindowChoice, long_prompt, save_windows, window_study
-from calibration.recording.generate import generate
-from calibration.recording.lane import Lane, pad_left
+from calibration.jobs.long_context import WindowChoice, long_prompt, save_windows, window_study
+from calibration.models.generate import generate
+from calibration.models.lane import Lane, pad_left
+from calibration.models.sampling import generator_for, processed
 from calibration.recording.reading import run_lengths
-from calibration.recording.sampling import generator_for, processed
 
 CPU = torch.device("cpu")
 CHOICES = [
@@ -257,7 +257,7 @@ def test_contexts_beyond_the_positions_of_the_verifier_are_refused(tiny):
 
 
 def test_a_step_is_timed_over_what_is_held(tiny, monkeypatch):
-    import calibration.timing.loaded as loaded
+    import calibration.drafters.timing as loaded
 
     asked = []
     monkeypatch.setattr(loaded, "forward_step", lambda model, *sizes: asked.append(sizes) or (lambda: 0.5))

@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 
 import calibration.engines.openvino as openvino_module
+from calibration.common.errors import CalibrationError, MissingExtraError
+from calibration.common.fetch import PUBLISHED, fetch_gguf
 from calibration.engines.drive import drain
 from calibration.engines.once import Once
 from calibration.engines.openvino import OpenVinoEngine, write_ir
 from calibration.engines.openvino_plan import Account, OpenVinoSettings, Plan, plan_step
 from calibration.engines.protocol import EngineRequest, Step
 from calibration.engines.record import Condition, measure
-from calibration.errors import CalibrationError, MissingExtraError
-from calibration.fetch import PUBLISHED, fetch_gguf
 from calibration.importers.measured_run import TokenDrafter, import_measured_run
 from calibration.measured import MeasuredRun
-from calibration.ngram import NgramIndex
 from calibration.observe.prompts import Prompt
 from calibration.proposers import LookupSettings
+from calibration.proposers.ngram import NgramIndex
 
 # --- Scheduling, by hand.
 

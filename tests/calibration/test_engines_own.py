@@ -11,19 +11,19 @@ from replayed import GREEDY, recorded, rows_of, walk
 from scenarios import scenario, traces_of
 from tiny import random_prompts, tiny_llama, tiny_tokenizer, tiny_verifier
 
-from calibration.distill.shapes import StudentShape
-from calibration.distill.trainees import make_trainee
+from calibration.common.errors import CalibrationError
 from calibration.drafters import Distilled, EarlyExit, Standalone, Trigram, Windowed, build_drafter, parse_drafter
-from calibration.drafters.folder import save_drafter
 from calibration.drafters.standalone import standalone_drafter
 from calibration.engines.own.engine import OwnEngine
 from calibration.engines.own.lengths import DraftLengths
 from calibration.engines.protocol import EngineRequest
-from calibration.errors import CalibrationError
-from calibration.models import make_verifier
-from calibration.recording.generate import generate
+from calibration.models.generate import generate
+from calibration.models.load import make_verifier
+from calibration.models.sampling import generator_for
 from calibration.recording.live import Round
-from calibration.recording.sampling import generator_for
+from calibration.trained.folder import save_drafter
+from calibration.trained.shapes import StudentShape
+from calibration.trained.trainees import make_trainee
 from simulator import simulate
 
 KINDS = ("paged", "padded")

@@ -16,8 +16,8 @@ from calibration.engines.own.decoder import Decoder
 from calibration.engines.own.drafting import Stopwatch
 from calibration.engines.own.engine import OwnEngine
 from calibration.engines.protocol import EngineRequest
-from calibration.recording.generate import generate
-from calibration.recording.sampling import generator_for
+from calibration.models.generate import generate
+from calibration.models.sampling import generator_for
 from calibration.timing import SHAPES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -8,9 +8,9 @@ import zipfile
 
 import pytest
 
-import calibration.fetch as fetch_module
-from calibration.errors import CalibrationError, MissingExtraError
-from calibration.fetch import PUBLISHED, PublishedModel, cache_folder, check_sha256, fetch, fetch_gguf
+import calibration.common.fetch as fetch_module
+from calibration.common.errors import CalibrationError, MissingExtraError
+from calibration.common.fetch import PUBLISHED, PublishedModel, cache_folder, check_sha256, fetch, fetch_gguf
 
 
 @pytest.fixture

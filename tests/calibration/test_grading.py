@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.grading.arithmetic import near_misses
 from calibration.grading.builtin import builtin_items
 from calibration.grading.items import Item, digest, read_items, to_jsonl

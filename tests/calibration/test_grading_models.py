@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.grading.builtin import builtin_items
 from calibration.grading.items import Item
 from calibration.grading.job import GradingSettings, run_grading, write_grading

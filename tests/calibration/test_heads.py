@@ -14,19 +14,19 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
-import calibration.heads.drafting as drafting
 import calibration.recording.live as live
-from calibration.drafters.protocol import Read
-from calibration.errors import CalibrationError
-from calibration.heads.check import check_depths
-from calibration.heads.settings import HeadSettings
-from calibration.heads.shape import HeadShape
-from calibration.heads.train import train_head
-from calibration.recording.generate import generate
+import calibration.trained.head_drafting as drafting
+from calibration.common.errors import CalibrationError
+from calibration.models.drafter import Read
+from calibration.models.generate import generate
+from calibration.models.sampling import distribution, generator_for
 from calibration.recording.live import speculate
 from calibration.recording.record import Request, record
-from calibration.recording.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo
+from calibration.trained.head_settings import HeadSettings
+from calibration.trained.head_shape import HeadShape
+from calibration.training.head_check import check_depths
+from calibration.training.head_train import train_head
 
 CPU = torch.device("cpu")
 GREEDY = DecodingInfo(mode="greedy")

@@ -14,21 +14,21 @@ from heads_made import KINDS, built_head, head_shape, written_texts
 from safetensors.torch import load_file
 from tiny import save_tiny, tiny_verifier
 
-from calibration.distill.corpus import write_corpus
-from calibration.distill.evaluate import expected_rounds
-from calibration.drafters.folder import read_about
-from calibration.errors import CalibrationError
-from calibration.heads.batches import PairReader
-from calibration.heads.evaluate import evaluate_head
-from calibration.heads.job import load_heads_job, parse_heads_job, run_heads
-from calibration.heads.networks import fresh_head
-from calibration.heads.settings import HeadSettings
-from calibration.heads.shape import HeadShape
-from calibration.heads.train import HeadTraining, train_head
-from calibration.models import load_verifier
+from calibration.common.errors import CalibrationError
+from calibration.models.load import load_verifier
+from calibration.models.sampling import generator_for
 from calibration.prompts import Prompt
-from calibration.recording.sampling import generator_for
 from calibration.traces import DecodingInfo
+from calibration.trained.corpus import write_corpus
+from calibration.trained.evaluate import expected_rounds
+from calibration.trained.folder import read_about
+from calibration.trained.head_networks import fresh_head
+from calibration.trained.head_settings import HeadSettings
+from calibration.trained.head_shape import HeadShape
+from calibration.training.head_batches import PairReader
+from calibration.training.head_evaluate import evaluate_head
+from calibration.training.head_job import load_heads_job, parse_heads_job, run_heads
+from calibration.training.head_train import HeadTraining, train_head
 
 CPU = torch.device("cpu")
 GREEDY = DecodingInfo(mode="greedy")
@@ -117,7 +117,7 @@ def test_expected_rounds_are_those_of_every_possible_walk(depth):
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_quality_is_that_of_the_drafts_recorded(tiny, tmp_path, kind, decoding):
     """The measure reads stored states; the recording reads the text. Both see the same drafts."""
-    from calibration.drafters.protocol import Read
+    from calibration.models.drafter import Read
 
     texts = written_texts(tiny, 6, 16, decoding, seed=5, low=2)
     short = HeadShape(tokens=3)

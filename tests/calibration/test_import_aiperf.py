@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from imported import acceptance, near, walk
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.aiperf import import_aiperf
 from calibration.importers.origin import Origin
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scenarios import scenario
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.measured_run import TokenDrafter, import_measured_run
 from calibration.measured import EngineInfo, Manifest, MeasuredRun
 from calibration.observe.prompts import Prompt

@@ -9,7 +9,7 @@ import pytest
 from round_logs import write_hsd, write_ltd
 from shared_data import shared_data
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.hsd import import_hsd, read_hsd
 from calibration.importers.ltd import import_ltd, read_ltd
 from calibration.importers.round_log import read_columns

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from imported import near, walk
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin
 from calibration.importers.sglang import import_sglang
 from calibration.traces import TraceSet

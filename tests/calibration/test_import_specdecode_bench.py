@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from shared_data import shared_data
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers import import_specdecode_bench
 from calibration.traces.manifest import CostConstants, LinearCost
 

@@ -15,7 +15,7 @@ from scenarios import scenario, traces_of
 from scipy.stats import chisquare
 from shared_data import shared_data
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.aggregates import (
     AcceptanceLaw,
     acceptance_law,

@@ -12,7 +12,7 @@ import pytest
 from imported import walk
 from shared_data import shared_data
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin
 from calibration.importers.rounds import Tally, depth_rates, drafts_for, fill, rounds_of
 from calibration.importers.vllm_requests import import_vllm_requests

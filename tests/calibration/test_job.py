@@ -9,8 +9,8 @@ import pytest
 from tiny import save_tiny
 
 import calibration.recording.record as record_module
-from calibration.errors import CalibrationError
-from calibration.job import CalibrationSettings, calibrate, record_timings
+from calibration.common.errors import CalibrationError
+from calibration.jobs.job import CalibrationSettings, calibrate, record_timings
 from calibration.timing import TimingGrid
 from calibration.traces import TraceSet
 

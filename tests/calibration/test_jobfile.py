@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters import EarlyExit, LayerSkip, PromptLookup
-from calibration.errors import CalibrationError
-from calibration.job import CalibrationSettings, calibrate
-from calibration.jobfile import load_job, parse_job
-from calibration.timing.loaded import TimingGrid
+from calibration.drafters.timing import TimingGrid
+from calibration.jobs.job import CalibrationSettings, calibrate
+from calibration.jobs.jobfile import load_job, parse_job
 
 JOB = """
 verifier = "tiny"
@@ -143,7 +143,8 @@ def test_settings_can_be_read_without_torch():
     import sys
 
     code = (
-        "import sys\nfrom calibration.jobfile import load_job\nfrom calibration.drafters.kinds import AnyDrafter\n"
+        "import sys\nfrom calibration.jobs.jobfile import load_job\n"
+        "from calibration.drafters.kinds import AnyDrafter\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

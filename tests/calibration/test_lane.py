@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import VOCABULARY, random_prompts, tiny_llama
 
-from calibration.recording.lane import Lane, pad_left, pad_right
+from calibration.models.lane import Lane, pad_left, pad_right
 
 CPU = torch.device("cpu")
 

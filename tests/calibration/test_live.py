@@ -13,11 +13,11 @@ from tiny import random_prompts, tiny_verifier
 
 import calibration.recording.live as live
 from calibration.drafters import build_drafter, parse_drafter
-from calibration.drafters.protocol import Proposal
-from calibration.recording.generate import generate
+from calibration.models.drafter import Proposal
+from calibration.models.generate import generate
+from calibration.models.sampling import distribution, generator_for
 from calibration.recording.live import leading, speculate, verify
 from calibration.recording.reading import read_together
-from calibration.recording.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo
 
 CPU = torch.device("cpu")

@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner
 from tiny import VOCABULARY, save_tiny, tiny_verifier
 
-import calibration.job
+import calibration.jobs.job
 import paceline
+from calibration.common.errors import CalibrationError
 from calibration.drafters import EarlyExit
-from calibration.errors import CalibrationError
-from calibration.job import calibrate
-from calibration.jobfile import load_job, parse_job
-from calibration.long_context import WindowChoice, long_prompt, window_study
-from calibration.long_context_job import LongContextTable, WindowTable, long_context_path, prepare_study
-from calibration.models import load_verifier
+from calibration.jobs.job import calibrate
+from calibration.jobs.jobfile import load_job, parse_job
+from calibration.jobs.long_context import WindowChoice, long_prompt, window_study
+from calibration.jobs.long_context_job import LongContextTable, WindowTable, long_context_path, prepare_study
+from calibration.models.load import load_verifier
 from calibration.traces import TraceSet
 
 PASSAGES = ["the ferry at Hallin", "it was never fast", "four times a day"]
@@ -209,7 +209,7 @@ def test_faults_are_told_with_their_places(changes, line):
 def test_drafters_that_cannot_have_a_window_are_refused_before_recording(job, name, monkeypatch):
     job.write_text(JOB.replace('drafter = "half"', f'drafter = "{name}"'), encoding="utf-8")
     settings, out = load_job(job)
-    monkeypatch.setattr(calibration.job, "_record_shards", lambda *_: pytest.fail("recorded"))
+    monkeypatch.setattr(calibration.jobs.job, "_record_shards", lambda *_: pytest.fail("recorded"))
     with pytest.raises(CalibrationError, match=f"long_context.drafter: must be a causal LM .* got '{name}'"):
         calibrate(settings, out)
     assert not out.parent.exists()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import damages, restate
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.measured import EngineInfo, Manifest, MeasuredRun
 from calibration.measured.run import seal as seal_run
 from calibration.traces import DeviceInfo
@@ -240,12 +240,13 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 
 def test_no_torch_and_no_engine_is_needed_to_import_any_of_it() -> None:
     modules = (
-        "calibration.measured, calibration.surroundings, calibration.importers.measured_run, "
+        "calibration.measured, calibration.traces.surroundings, calibration.importers.measured_run, "
         "calibration.engines.drive, calibration.engines.record, calibration.engines.openvino"
     )
     code = f"import sys; sys.modules |= dict.fromkeys(('torch', 'transformers', 'openvino'), None)\nimport {modules}"
     told = (
-        "print(calibration.surroundings.cpu_info(1).threads, 'torch' in calibration.surroundings.software_versions())"
+        "from calibration.traces.surroundings import cpu_info, software_versions\n"
+        "print(cpu_info(1).threads, 'torch' in software_versions())"
     )
     done = subprocess.run([sys.executable, "-c", f"{code}\n{told}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import save_tiny, tiny_llama
 
+from calibration.common.errors import CalibrationError, MissingExtraError
+from calibration.common.extras import require
 from calibration.drafters import submodel
-from calibration.errors import CalibrationError, MissingExtraError
-from calibration.extras import require
-from calibration.models import choose_device, choose_dtype, describe, load_verifier, make_verifier
+from calibration.models.load import choose_device, choose_dtype, describe, load_verifier, make_verifier
 
 
 def test_a_local_folder_is_loaded_under_its_own_name(tmp_path):
@@ -91,9 +91,9 @@ def test_a_missing_module_names_its_extra(monkeypatch):
 def test_jobs_can_be_described_without_torch_and_say_what_is_missing(tmp_path):
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "import calibration, calibration.models, calibration.fetch, calibration.drafters\n"
-        "from calibration.job import CalibrationSettings, calibrate\n"
-        "from calibration.errors import MissingExtraError\n"
+        "import calibration, calibration.models.load, calibration.common.fetch, calibration.drafters\n"
+        "from calibration.jobs.job import CalibrationSettings, calibrate\n"
+        "from calibration.common.errors import MissingExtraError\n"
         "try: calibrate(CalibrationSettings(), sys.argv[1])\n"
         "except MissingExtraError as fault: print(fault)\n"
     )
@@ -106,7 +106,7 @@ def test_jobs_can_be_described_without_torch_and_say_what_is_missing(tmp_path):
 
 def test_rounding_to_fp8_keeps_the_text_nearly(monkeypatch):
     """The decoder layers' maps are rounded, with outliers in their inputs; the rest stays as it is."""
-    from calibration.timing.fp8 import Fp8Module
+    from calibration.models.fp8 import Fp8Module
 
     model = tiny_llama(3, spread=0.2, dtype="bfloat16")
     tokens = torch.arange(3, 40)[None]
@@ -124,7 +124,7 @@ def test_rounding_to_fp8_keeps_the_text_nearly(monkeypatch):
 
 def test_fp8_inputs_are_scaled_call_by_call():
     """An outlier of 1,000, which real activations have, is not clipped."""
-    from calibration.timing.fp8 import Fp8Module
+    from calibration.models.fp8 import Fp8Module
 
     linear = torch.nn.Linear(64, 32, bias=True, dtype=torch.bfloat16)
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float32).bfloat16()

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from openai_server import OpenAIServer
 
-from calibration.errors import CalibrationError, MissingExtraError
+from calibration.common.errors import CalibrationError, MissingExtraError
 from calibration.measured import MeasuredRun
 from calibration.observe.prompts import Prompt
 from calibration.observe.run import Observation, observe
-from simulator.loading import parse_scenario
 from simulator.playback.replay import SequenceTable
+from simulator.scenario.loading import parse_scenario
 from simulator.workload import make_source
 
 ABOUT = Observation(name="local", role="fit", scenario='name = "local"\n', scenario_hash="0", command="tests")

@@ -8,7 +8,7 @@ import sys
 import pytest
 from builders import manifest
 
-from calibration.errors import CalibrationError, MissingExtraError
+from calibration.common.errors import CalibrationError, MissingExtraError
 from calibration.observe.answer import AnswerReader
 from calibration.observe.prometheus import by_position, difference, parse_counters, parse_gauges, total
 from calibration.observe.prompts import Prompt, recorded_prompts, with_text

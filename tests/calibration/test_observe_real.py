@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from calibration.fetch import PUBLISHED, fetch
+from calibration.common.fetch import PUBLISHED, fetch
 from calibration.observe.prometheus import by_position, total
 from calibration.observe.prompts import recorded_prompts, with_text
 from calibration.observe.run import Observation, observe
 from calibration.traces import bundled
-from simulator.loading import parse_scenario
 from simulator.playback.replay import SequenceTable
+from simulator.scenario.loading import parse_scenario
 from simulator.workload import make_source
 
 pytestmark = pytest.mark.model

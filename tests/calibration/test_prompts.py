@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import calibration.prompts
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.prompts import DOMAINS, Prompt, load_prompts, read_prompt_file
 
 BUNDLED = [prompt for file in load_prompts() for prompt in file.prompts]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from proposers_drawn import CORPUS, TEXT
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.proposers import Memory, MemoryProposer, MemorySettings
 
 SETTINGS = MemorySettings(max_order=3, half_life=1.0, thresholds=(0.1, 0.3, 0.6, 1.0), first_threshold=0.3)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from proposers_drawn import CORPUS, TEXT, paths
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.proposers import Datastore, RetrievalProposer, RetrievalSettings, draft_trees
 from calibration.proposers.datastore import suffix_array
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from proposers_drawn import CORPUS, KINDS, TEXT, paths
 
 import calibration.proposers
-from calibration.errors import CalibrationError
-from calibration.ngram import lookup_runs
+from calibration.common.errors import CalibrationError
 from calibration.proposers import (
     Datastore,
     Draft,
@@ -26,6 +25,7 @@ from calibration.proposers import (
     proposals,
     run_lengths,
 )
+from calibration.proposers.ngram import lookup_runs
 from calibration.traces import bundled
 
 EVERY = pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from proposers_drawn import CORPUS, TEXT
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.proposers import Corpus, SuffixProposer, SuffixSettings
 from calibration.proposers.suffix import SuffixAutomaton
 

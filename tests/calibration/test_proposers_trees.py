@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from proposers_drawn import listed_paths, listed_trees, paths
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.proposers import Draft, draft_trees
 
 TREES = listed_trees().map(lambda listed: draft_trees.breadth_first(*listed))

@@ -14,12 +14,12 @@ from scipy import stats
 
 import calibration.recording.live as live
 from calibration.drafters import build_drafter, parse_drafter
-from calibration.job import CalibrationSettings, calibrate
-from calibration.ngram import lookup_runs
+from calibration.jobs.job import CalibrationSettings, calibrate
+from calibration.models.sampling import distribution, generator_for
 from calibration.prompts import load_prompts
+from calibration.proposers.ngram import lookup_runs
 from calibration.recording.live import Round, speculate
 from calibration.recording.reading import read_together
-from calibration.recording.sampling import distribution, generator_for
 from calibration.traces import DecodingInfo
 
 pytestmark = pytest.mark.model

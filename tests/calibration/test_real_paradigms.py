@@ -6,9 +6,9 @@ import pytest
 from replayed import GREEDY, live, recorded, rows_of, walk
 
 from calibration.drafters import AnyDrafter, build_drafter
+from calibration.models.generate import generate
+from calibration.models.sampling import generator_for
 from calibration.prompts import load_prompts
-from calibration.recording.generate import generate
-from calibration.recording.sampling import generator_for
 
 pytestmark = pytest.mark.model
 

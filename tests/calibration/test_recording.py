@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_prompts
 
+import calibration.models.rollouts as rollouts_module
 import calibration.recording.reading as reading_module
-import calibration.recording.rollouts as rollouts_module
 from calibration.drafters import build_drafter, parse_drafter
-from calibration.recording.generate import cut, generate
+from calibration.models.generate import cut, generate
+from calibration.models.rollouts import rollout
+from calibration.models.sampling import generator_for
 from calibration.recording.reading import read_together, run_lengths
 from calibration.recording.record import Request, record
-from calibration.recording.rollouts import rollout
-from calibration.recording.sampling import generator_for
 from calibration.traces import DecodingInfo
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-import calibration.recording.sampling as sampling
-from calibration.recording.sampling import distribution, draw, entropy, generator_for, processed, residual
+import calibration.models.sampling as sampling
+from calibration.models.sampling import distribution, draw, entropy, generator_for, processed, residual
 from calibration.traces import DecodingInfo
 
 LOGITS = st.lists(st.integers(-32, 32).map(lambda i: i / 4), min_size=2, max_size=40)

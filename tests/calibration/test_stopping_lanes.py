@@ -9,9 +9,9 @@ import pytest
 from replayed import GREEDY, SAMPLED, live, recorded, rows_of, walk, written
 from tiny import random_prompts
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters import build_drafter, parse_drafter
 from calibration.drafters.lanes import Stop
-from calibration.errors import CalibrationError
 
 STOP = Stop(confidence=0.35, tokens=5)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny import tiny_verifier
 
-import calibration.timing.loaded as timing
+import calibration.drafters.timing as timing
 from calibration.drafters import build_drafter, parse_drafter
-from calibration.timing import Cell, TimingGrid, clock, measure
-from calibration.timing.clock import energy_counter_mj
+from calibration.models import clock
+from calibration.models.clock import energy_counter_mj
+from calibration.timing import Cell, TimingGrid, measure
 from calibration.traces import make_table
 
 GRID = TimingGrid(

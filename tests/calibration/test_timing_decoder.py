@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.models.fp8 import INPUT_SCALE, LARGEST, Fp8Linear, fp8_fault
+from calibration.shapes.shapes import SHAPES
 from calibration.timing.bench import Bench
 from calibration.timing.cells import StepCell
 from calibration.timing.decoder import (
@@ -26,8 +28,6 @@ from calibration.timing.decoder import (
     run_layers,
     tree_parents,
 )
-from calibration.timing.fp8 import INPUT_SCALE, LARGEST, Fp8Linear, fp8_fault
-from calibration.timing.shapes import SHAPES
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.timing import SHAPES, GridManifest, StepGrid, composed, composing_errors, read_grid, step_times
 from calibration.timing import to_timings as timings_of
 from calibration.timing.compose import torch_dtype_name

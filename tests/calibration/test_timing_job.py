@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.timing import SHAPES, StepCell, TimingJob, load_timing_job, parse_timing_job
 from calibration.timing.cells import timed_layers
 from calibration.timing.estimate import EFFICIENCY, H100, expected_run_s, expected_step_s, step_floor_s

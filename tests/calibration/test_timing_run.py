@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import calibration.models.clock as clock
 import calibration.timing.bench as bench
-import calibration.timing.clock as clock
 import calibration.timing.run as run
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.timing import (
     StepCell,
     composing_errors,

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.timing import SHAPES, StepCell, get_shape
 from calibration.timing.bench import Bench
 from calibration.timing.cells import timed_layers
@@ -49,7 +49,7 @@ def test_parameters_are_the_published_totals():
 def test_transformers_counts_the_same_and_describes_it_the_same(name):
     from transformers import AutoModelForCausalLM
 
-    from calibration.models import describe
+    from calibration.models.load import describe
 
     shape = SHAPES[name]
     with torch.device("meta"):

@@ -13,7 +13,7 @@ from builders import iid_traces, manifest, restate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.traces import TABLES, TraceSet, arrow_schema, make_table
 
 PROBABILITY = st.none() | st.floats(0, 1, width=32)

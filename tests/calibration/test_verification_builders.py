@@ -11,15 +11,10 @@ from horizons import Model, path_probability, random_model, same_everywhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification import Naive
-from calibration.verification.builders import (
-    eagle_bars,
-    eagle_candidates,
-    eagle_tree,
-    opt_tree,
-    tree_table,
-)
+from calibration.verification import opt_tree_builder as opt_tree
+from calibration.verification.builders import eagle_bars, eagle_candidates, eagle_tree, tree_table
 from calibration.verification.shapes import TreeShape
 from calibration.verification.topdown import TopDown
 from calibration.verification.trees import DraftTree

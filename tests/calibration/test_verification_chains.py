@@ -12,7 +12,7 @@ from horizons import Model, chains, continuation, emitted, path_probability, ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification.chains import BlockVerification, TokenLevelChain
 
 RULES = [TokenLevelChain(), BlockVerification()]

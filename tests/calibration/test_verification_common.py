@@ -13,7 +13,7 @@ import pytest
 from enumeration import chi_square_p_value
 
 import calibration.verification as verification
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification import Law, Naive, Recursive, TokenLevel, Verdict, residual, total_variation
 from calibration.verification.common import draw
 

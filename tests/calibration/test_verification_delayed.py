@@ -10,7 +10,7 @@ import pytest
 from enumeration import chi_square_p_value, total_variation
 from horizons import Model, continuation, emitted, path_probability, random_model, same_everywhere
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification import KSequential, Naive, OptimalTransport, Recursive, TokenLevel
 from calibration.verification.chains import TokenLevelChain
 from calibration.verification.delayed import (

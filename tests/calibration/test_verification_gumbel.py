@@ -11,7 +11,7 @@ from enumeration import chi_square_p_value, distributions, without_replacement_t
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification import (
     BeamNode,
     Recursive,

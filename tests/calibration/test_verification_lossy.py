@@ -10,7 +10,7 @@ from enumeration import every_draft, instances, outcome, random_pair, total_vari
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification import Judge, Lenient, Naive, Thresholds, TokenLevel, Typical
 
 Instance = tuple[np.ndarray, np.ndarray, int]

@@ -10,7 +10,7 @@ import pytest
 from enumeration import every_draft, greedy_tuples, instances
 from hypothesis import given, settings
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification import GreedyDrafts, Naive, OptimalTransport, Recursive, optimal_coupling
 
 Drafting = Literal["iid", "without_replacement"]

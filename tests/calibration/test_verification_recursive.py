@@ -7,7 +7,7 @@ import pytest
 from enumeration import instances, random_pair, without_replacement_tuples
 from hypothesis import given, settings
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification import Recursive, estimate_acceptance
 
 

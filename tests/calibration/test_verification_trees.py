@@ -11,7 +11,7 @@ from horizons import Model, chains, continuation, emitted, path_probability, ran
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 from calibration.verification import (
     Greedy,
     GreedyDrafts,
@@ -22,7 +22,7 @@ from calibration.verification import (
     gumbel_top_k,
     stochastic_beam_search,
 )
-from calibration.verification.builders import opt_tree
+from calibration.verification import opt_tree_builder as opt_tree
 from calibration.verification.chains import BlockVerification, TokenLevelChain
 from calibration.verification.drafting import draft_tuples, draw_tree, enumerate_trees
 from calibration.verification.shapes import TreeShape

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 from capacity_made import about, made_capacity, made_policy
 
-from analysis.bootstrap import Estimate
 from analysis.capacity import CapacityFindings
-from reports.document import Paragraph, Table
-from reports.parts.capacity import capacity_part
-from reports.parts.part import Part
+from analysis.common.bootstrap import Estimate
+from reports.page.document import Paragraph, Table
+from reports.page.part import Part
+from reports.questions.capacity import capacity_part
 
 
 def tables(part: Part) -> list[Table]:

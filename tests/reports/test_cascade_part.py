@@ -12,12 +12,12 @@ import pytest
 from cascade_made import graded_by_difficulty
 from part_page import set_part, written_from_python
 
-from analysis.bootstrap import Estimate
 from analysis.cascade import CascadeFindings, study_cascade
 from analysis.cascade.findings import BestAt
-from reports.document import Bullets, Paragraph, Table
-from reports.parts.cascade import cascade_part
-from reports.parts.part import Part
+from analysis.common.bootstrap import Estimate
+from reports.page.document import Bullets, Paragraph, Table
+from reports.page.part import Part
+from reports.questions.cascade import cascade_part
 
 LAMBDAS = (1.5, 4.0, 10.0, 25.0, 60.0)
 

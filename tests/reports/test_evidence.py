@@ -10,15 +10,15 @@ from graded import from_answers, from_counters
 from pypdf import PdfReader
 
 from analysis.capacity import plan_capacity
-from analysis.findings import StudySettings
-from analysis.pipeline import study
+from analysis.speedup.findings import StudySettings
+from analysis.speedup.study import study
 from calibration.traces import TraceSet, bundled
 from calibration.traces.grades import PER_ROUND, RECORDED, SYNTHESISED
-from reports.evidence import CLOSING, evidence_line
-from reports.report import write_report
+from paceline.terminal.runs import caption
+from reports.page.evidence import CLOSING, evidence_line
+from reports.writing.report import write_report
 from simulator import Scenario, compare, simulate
 from simulator.results.evidence import Evidence, lowest_told, served, verifier_on
-from simulator.results.tables import caption
 
 ROOFLINE = {"kind": "roofline", "model": "llama-3.1-8b", "device": "h100-sxm"}
 CHEAP = {"kind": "linear", "base_s": 1e-3}

@@ -10,9 +10,9 @@ from fidelity_made import made_fidelity
 from pypdf import PdfReader
 
 from analysis.fidelity.table import Compared, Crossover, errors_of, missed
-from calibration.errors import ReportError
-from reports.markdown import BEGIN, END, fidelity_markdown, replaced, write_between
-from reports.validation import write_validation
+from calibration.common.errors import ReportError
+from reports.writing.markdown import BEGIN, END, fidelity_markdown, replaced, write_between
+from reports.writing.validation import write_validation
 
 
 def test_errors_are_relative_to_the_measurement() -> None:

@@ -13,10 +13,10 @@ import pytest
 from drawn import clustered
 
 from analysis import Findings, StudySettings, study
-from calibration.errors import ReportError
-from reports.figures import Drawing, draw_all
-from reports.report import data_csv
-from reports.style import look
+from calibration.common.errors import ReportError
+from reports.page.style import look
+from reports.questions.figures import Drawing, draw_all
+from reports.writing.report import data_csv
 
 
 @pytest.fixture(scope="module")

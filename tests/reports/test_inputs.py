@@ -13,12 +13,12 @@ from fidelity_made import made_fidelity
 from scenarios import scenario
 
 from analysis.cascade import study_cascade
+from analysis.common.records import to_json
 from analysis.fidelity.validate import write as write_fidelity
-from analysis.records import to_json
 from analysis.tuning import TuneSettings, tune
 from analysis.tuning.write import write_findings
-from calibration.errors import ReportError, ScenarioError
-from reports.inputs import read_inputs
+from calibration.common.errors import ReportError, ScenarioError
+from reports.page.inputs import read_inputs
 from simulator import Scenario, compare, replicate, simulate
 
 

@@ -10,11 +10,11 @@ import pytest
 from part_page import set_part, written_from_python
 from request_tables import HOMES, ROUNDS_ONLY, specialised
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from analysis.knowledge import KnowledgeFindings, study_knowledge
 from analysis.knowledge.findings import PublishedRow
-from reports.parts.knowledge import knowledge_part
-from reports.parts.part import Part
+from reports.page.part import Part
+from reports.questions.knowledge import knowledge_part
 
 
 @pytest.fixture(scope="module")

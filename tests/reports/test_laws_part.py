@@ -9,10 +9,10 @@ import pytest
 from part_page import set_part, written_from_python
 
 from analysis.laws import LawFindings, find_laws
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 from calibration.traces import bundled, bundled_path
-from reports.parts.laws import laws_part
-from reports.parts.part import Part
+from reports.page.part import Part
+from reports.questions.laws import laws_part
 
 FAMILY = "smollm2-135m-cpu-distilled"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from analysis.common.records import from_json
 from analysis.hybrid.confidence import confidence_cell
 from analysis.hybrid.gap import NEVER_BELOW, judged
 from analysis.hybrid.study import PolicyStudy
-from analysis.records import from_json
 from calibration.traces import bundled
 from reports.policies_page import main, page
 

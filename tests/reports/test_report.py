@@ -15,16 +15,16 @@ from pypdf import PdfReader
 from pypdf.generic import DictionaryObject, IndirectObject
 
 from analysis import Findings, StudySettings, study
-from analysis.bootstrap import Estimate
-from analysis.schedule import Schedule
-from calibration.errors import ReportError
+from analysis.common.bootstrap import Estimate
+from analysis.speedup.schedule import Schedule
+from calibration.common.errors import ReportError
 from calibration.traces import DrafterInfo, Manifest, PromptSource, TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 from reports import write_report
-from reports.answer import judged, pays_at, verdict
-from reports.figures import draw_all
-from reports.guidelines import study_guidelines
-from reports.report import write_atomic
+from reports.questions.answer import judged, pays_at, verdict
+from reports.questions.figures import draw_all
+from reports.questions.guidelines import study_guidelines
+from reports.writing.report import write_atomic
 
 SETTINGS = StudySettings(draft_tokens=(1, 2, 4), batches=(1, 2), draws=200)
 HOSTILE = (
@@ -253,8 +253,8 @@ def with_speedups(findings: Findings, factors: dict[int, float], costs: float = 
 
     Bounds reach 0.05 to both sides over requests, and `costs` over requests and costs.
     """
-    from analysis.pipeline import _answer
-    from analysis.schedule import crossovers
+    from analysis.speedup.schedule import crossovers
+    from analysis.speedup.study import _answer
 
     best = []
     for row in findings.best:

@@ -58,14 +58,14 @@ def test_a_result_is_planned_for_and_its_files_lie_beside_the_pdf(result: Path, 
 def test_a_brief_names_what_it_cannot_answer_and_takes_objectives(
     result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import reports.collect
-    from calibration.errors import ReportError
+    import reports.writing.collect
+    from calibration.common.errors import ReportError
 
     def quick(*_: object) -> None:
         raise ReportError("left out of this test")
 
-    monkeypatch.setattr(reports.collect, "_bundled_cascade", quick)
-    monkeypatch.setattr(reports.collect, "_bundled_fidelity", quick)
+    monkeypatch.setattr(reports.writing.collect, "_bundled_cascade", quick)
+    monkeypatch.setattr(reports.writing.collect, "_bundled_fidelity", quick)
     monkeypatch.setattr("paceline.commands.study.STUDY_REQUESTS", 40)
     options = ("--template", "brief", "--ttft-ms", "900", "--workers", "1")
     found = run(str(result), "--out", str(tmp_path / "short"), *options)

@@ -10,12 +10,12 @@ import pytest
 from part_page import set_part, written_from_python
 from request_tables import PRICES, two_kinds
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from analysis.routing.findings import RoutingFindings
 from analysis.routing.study import RoutingSettings, study_routing
-from reports.document import Table
-from reports.parts.part import Part
-from reports.parts.routing import best_router, routing_part
+from reports.page.document import Table
+from reports.page.part import Part
+from reports.questions.routing import best_router, routing_part
 
 
 @pytest.fixture(scope="module")

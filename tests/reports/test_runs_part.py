@@ -14,14 +14,14 @@ from part_page import written_from_python
 from pypdf import PdfReader
 from scenarios import scenario
 
-from calibration.errors import ReportError
+from calibration.common.errors import ReportError
 from calibration.traces import TraceSet
-from reports.collect import Answered, Answers
-from reports.document import Table
-from reports.inputs import Summed
-from reports.parts.part import Part
-from reports.parts.runs import QUANTITIES, comparison_part, replications_part, run_part
-from reports.report import write_answers, write_report
+from reports.page.document import Table
+from reports.page.inputs import Summed
+from reports.page.part import Part
+from reports.questions.runs import QUANTITIES, comparison_part, replications_part, run_part
+from reports.writing.collect import Answered, Answers
+from reports.writing.report import write_answers, write_report
 from simulator import Scenario, compare, replicate, simulate
 
 

@@ -15,9 +15,9 @@ from sized import sized_traces
 from analysis.size import SizeFindings, SizeSettings, main_curve, study_size
 from analysis.size.facts import Facts, MeasuredSpeedup
 from calibration.traces import bundled
-from reports.document import Paragraph, Table
-from reports.parts.part import Part
-from reports.parts.size import size_part
+from reports.page.document import Paragraph, Table
+from reports.page.part import Part
+from reports.questions.size import size_part
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,18 @@ from drawn import clustered
 from fidelity_made import made_fidelity
 from pypdf import PdfReader
 
-import reports.collect
+import reports.writing.collect
 from analysis import Findings, StudySettings, study
 from analysis.capacity import CapacityFindings
-from analysis.records import from_json
-from calibration.errors import ReportError
-from reports.collect import Answered, Answers, Options, Unanswered, collect
-from reports.document import Paragraph
-from reports.inputs import Inputs
-from reports.parts.capacity import capacity_part
-from reports.parts.fidelity import fidelity_part
-from reports.questions import TraceQuestion
-from reports.report import Place, pages, write_answers
+from analysis.common.records import from_json
+from calibration.common.errors import ReportError
+from reports.page.document import Paragraph
+from reports.page.inputs import Inputs
+from reports.questions.capacity import capacity_part
+from reports.questions.fidelity import fidelity_part
+from reports.writing.collect import Answered, Answers, Options, Unanswered, collect
+from reports.writing.questions import TraceQuestion
+from reports.writing.report import Place, pages, write_answers
 
 NAMES = ("a-set", "a-validation")
 
@@ -177,9 +177,9 @@ def test_a_question_without_data_is_named_and_the_others_go_on(monkeypatch: pyte
     def plan(*_: object, **__: object) -> CapacityFindings:
         return made_capacity()
 
-    monkeypatch.setattr(reports.collect, "QUESTIONS", (TraceQuestion("size", "Drafter size", refuse),))  # type: ignore[arg-type]
-    monkeypatch.setattr(reports.collect, "_bundled_cascade", refuse)
-    monkeypatch.setattr(reports.collect, "plan_capacity", plan)
+    monkeypatch.setattr(reports.writing.collect, "QUESTIONS", (TraceQuestion("size", "Drafter size", refuse),))  # type: ignore[arg-type]
+    monkeypatch.setattr(reports.writing.collect, "_bundled_cascade", refuse)
+    monkeypatch.setattr(reports.writing.collect, "plan_capacity", plan)
     traces = clustered(np.random.default_rng(1), sequences=6, tokens=24)
     inputs = Inputs(traces={"set": traces}, folders={"set": Path()}, fidelities={"v": made_fidelity()})
     told: list[tuple[str, int, int]] = []
@@ -210,9 +210,9 @@ def test_of_several_inputs_each_answer_and_figure_bears_a_name(
     def none(*_: object) -> None:
         raise ReportError("left out of this test")
 
-    monkeypatch.setattr(reports.collect, "QUESTIONS", (TraceQuestion("size", "Drafter size", quick),))  # type: ignore[arg-type]
-    monkeypatch.setattr(reports.collect, "_bundled_cascade", none)
-    monkeypatch.setattr(reports.collect, "plan_capacity", lambda *_, **__: made_capacity())
+    monkeypatch.setattr(reports.writing.collect, "QUESTIONS", (TraceQuestion("size", "Drafter size", quick),))  # type: ignore[arg-type]
+    monkeypatch.setattr(reports.writing.collect, "_bundled_cascade", none)
+    monkeypatch.setattr(reports.writing.collect, "plan_capacity", lambda *_, **__: made_capacity())
     sets = {
         name: clustered(np.random.default_rng(i), sequences=6, tokens=24) for i, name in enumerate(("one", "two"))
     }

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from analysis import StudySettings, study
-from analysis.bootstrap import Estimate
-from calibration.errors import ReportError
+from analysis.common.bootstrap import Estimate
+from calibration.common.errors import ReportError
 from reports import summary_table
-from reports.answer import judged
-from reports.document import Table
-from reports.text import breakable, count, estimate, listing, parameters, percent, plain, short
+from reports.page.document import Table
+from reports.page.text import breakable, count, estimate, listing, parameters, percent, plain, short
+from reports.questions.answer import judged
 
 
 @given(st.text())

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from part_page import set_part, written_from_python
 
-from analysis.bootstrap import Estimate
+from analysis.common.bootstrap import Estimate
 from analysis.tokens import TokenFindings, study_tokens
 from calibration.traces import bundled
-from reports.parts.part import Part
-from reports.parts.tokens import tokens_part
+from reports.page.part import Part
+from reports.questions.tokens import tokens_part
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from several import several
 from analysis.tuning import TuneFindings, TuneSettings, tune
 from analysis.tuning.export import export
 from calibration.traces import DrafterInfo
-from reports.document import Bullets, Paragraph, Table
-from reports.figures.tuning import figure_files
-from reports.parts.part import Part
-from reports.parts.tuning import tuning_part
-from reports.text import named
-from simulator.loading import parse_scenario
+from reports.page.document import Bullets, Paragraph, Table
+from reports.page.part import Part
+from reports.page.text import named
+from reports.questions.tuning import tuning_part
+from reports.questions.tuning_figures import figure_files
+from simulator.scenario.loading import parse_scenario
 
 HOSTILE = '#panic("x") $a_1$ *b* <label> @ref \\ {d} & <svg/> % "q" \u8349'
 

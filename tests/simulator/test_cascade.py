@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 from scenarios import DRAFT, LINEAR, random_runs, scenario, traces_of
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator import simulate
 from simulator.cascade import CascadeResult, ItemTable, load_cascade, parse_cascade, simulate_cascade

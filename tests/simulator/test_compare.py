@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 from scenarios import random_runs, scenario, traces_of
 
-from calibration.errors import ReplicationWarning, ScenarioError
+from calibration.common.errors import ReplicationWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
 from simulator.experiments.compare import Contrast, compare, contrast

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scenarios import DRAFT, LINEAR, scenario, timing_table, traces_of
 from scipy.optimize import nnls
 
-from calibration.errors import CostError, ExtrapolationWarning
+from calibration.common.errors import CostError, ExtrapolationWarning
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 from simulator import simulate

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from calibration.errors import CostError
+from calibration.common.errors import CostError
 from calibration.timing.estimate import H100
-from simulator.pricing.devices import DEVICES, ELEMENT_BYTES, generic_cpu, get_device
+from simulator.hardware.devices import DEVICES, ELEMENT_BYTES, generic_cpu, get_device
 
 FIGURES = ("flops", "bandwidth", "memory_bytes", "link", "tdp_watts", "idle_watts")
 

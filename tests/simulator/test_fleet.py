@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import random_runs, scenario, traces_of
 
-from calibration.errors import ReplayError, ScenarioError
+from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
 from simulator import RunResult, Scenario, parse_scenario, simulate
 

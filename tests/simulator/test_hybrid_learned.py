@@ -9,7 +9,7 @@ import pytest
 from builders import felt_traces, iid_traces
 from scenarios import scenario
 
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
 from simulator.playback.predictor import FOLDS

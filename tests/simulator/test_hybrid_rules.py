@@ -9,14 +9,14 @@ import pytest
 from hybrid_made import LOOKUP, MODEL, hybrid_scenario, hybrid_traces
 from scenarios import LINEAR
 
-from calibration.errors import ReplayError
-from calibration.ngram import lookup_runs
+from calibration.common.errors import ReplayError
+from calibration.proposers.ngram import lookup_runs
 from calibration.traces import TraceSet, bundled, make_table
 from simulator import Scenario, simulate
+from simulator.drafter_routing.forecast_learn import deal, learn_forecasts
 from simulator.playback.replay import select_sequences
-from simulator.routing.forecast_learn import deal, learn_forecasts
-from simulator.routing.survival import RECENT_PRIOR, fit_effects, fit_hazard, recent_acceptance
-from simulator.routing.text_facts import FACTS, read_text, text_facts
+from simulator.playback.survival import RECENT_PRIOR, fit_effects, fit_hazard, recent_acceptance
+from simulator.playback.text_facts import FACTS, read_text, text_facts
 
 
 def longest_match(text: Sequence[int]) -> int:

@@ -16,11 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scenarios import random_runs, scenario, traces_of
 
 import simulator.serving.engine
-from calibration.errors import CostError, ScenarioError
+from calibration.common.errors import CostError, ScenarioError
 from calibration.traces import DeviceInfo, Manifest
 from calibration.traces.manifest import ModelInfo
 from simulator import simulate
-from simulator.keys.engine_settings import EngineSettings
+from simulator.scenario.engine import EngineSettings
 from simulator.serving.kv import BlockPool, chain
 from simulator.serving.memory import block_bytes, num_blocks
 from simulator.serving.scheduler import Plan, Scheduler

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenarios import random_runs, scenario, traces_of
 
-from calibration.errors import ConvergenceWarning, ScenarioError
+from calibration.common.errors import ConvergenceWarning, ScenarioError
 from simulator import RunResult, parse_scenario, simulate
 from simulator.results.measure import mser
 

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from measured_made import LOOKUP, STUDENT, Sequences, condition, engine_law, made_traces, measure, student_law
 from scenarios import LINEAR
 
-from calibration.errors import CostError, ExtrapolationWarning, ScenarioError
+from calibration.common.errors import CostError, ExtrapolationWarning, ScenarioError
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
 from simulator import RunResult, Scenario, simulate
 from simulator.experiments.sweep import SweepResult, sweep
-from simulator.loading import load_scenario, parse_scenario
 from simulator.pricing.observed import fit_observed
 from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep
 from simulator.pricing.steps import read_steps
-from simulator.scenario import Observed
+from simulator.scenario.loading import load_scenario, parse_scenario
+from simulator.scenario.scenario import Observed
 
 HEAD = 3 / 11
 """FLOPs of the LM head over those of the layers in `engine_law`."""

@@ -9,7 +9,7 @@ import pytest
 from builders import iid_traces, run_lengths
 from scenarios import DRAFT, LINEAR, scenario, traces_of
 
-from calibration.errors import CostError, ScenarioError
+from calibration.common.errors import CostError, ScenarioError
 from simulator import RunResult, Scenario, simulate
 from simulator.placement.thinning import ThinnedRuns
 from simulator.playback.replay import compile_replay, select_sequences

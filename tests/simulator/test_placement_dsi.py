@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from calibration.errors import CostError
+from calibration.common.errors import CostError
 from simulator.placement.dsi import (
     PublishedModel,
     dsi_cost_per_token,

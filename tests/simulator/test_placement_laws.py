@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import DRAFT, LINEAR, random_runs, scenario, traces_of
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator import RunResult, Scenario, parse_scenario, simulate
 
 PLACEMENTS: list[dict[str, Any]] = [

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import scenario, traces_of
 
-from calibration.errors import CostError
+from calibration.common.errors import CostError
 from calibration.traces import TraceSet
 from simulator import RunResult, simulate
 

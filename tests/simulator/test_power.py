@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.errors import CostError
-from calibration.timing.shapes import get_shape
-from simulator.pricing.devices import get_device
+from calibration.common.errors import CostError
+from calibration.shapes.shapes import get_shape
+from simulator.hardware.devices import get_device
+from simulator.hardware.work import Work, step_work
 from simulator.pricing.power import PowerModel, figures, modelled_joules, power_model, step_joules
-from simulator.pricing.work import Work, step_work
 
 H100 = get_device("h100-sxm")
 SIMPLE = PowerModel(

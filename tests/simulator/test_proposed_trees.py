@@ -9,7 +9,7 @@ import pytest
 from scenarios import DRAFT, LINEAR, scenario, traces_of
 from several import routed, several
 
-from calibration.errors import PacelineError, ReplayError
+from calibration.common.errors import PacelineError, ReplayError
 from calibration.traces import TraceSet
 from calibration.traces.manifest import LinearCost
 from simulator import simulate

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenarios import scenario, traces_of
 
-from calibration.errors import ReplayError, ScenarioError
+from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
 from simulator import simulate
 from simulator.playback.replay import DrawnRuns, RecordedRuns, Replay, compile_replay, runs_of, select_sequences

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenarios import LINEAR, random_runs, scenario, timing_table, traces_of
 
-from calibration.errors import (
+from calibration.common.errors import (
     ExtrapolationWarning,
     PacelineError,
     ReplayError,

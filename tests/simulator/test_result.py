@@ -14,7 +14,7 @@ import pytest
 from builders import damages, iid_traces
 from scenarios import scenario, traces_of
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator import RunResult, load_scenario, simulate
 from simulator.results.result import FILES

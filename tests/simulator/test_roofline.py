@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from calibration.errors import CostError
-from calibration.timing.shapes import Shape, get_shape
-from calibration.tomlfile import sentences
-from simulator.keys.cost_settings import Roofline
-from simulator.pricing.devices import H100_SXM
-from simulator.pricing.kernels import COEFFICIENTS, Efficiencies, Kernel, attention_s, matmul_s, matrices
+from calibration.common.errors import CostError
+from calibration.common.toml import sentences
+from calibration.shapes.shapes import Shape, get_shape
+from simulator.hardware.devices import H100_SXM
+from simulator.hardware.kernels import COEFFICIENTS, Efficiencies, Kernel, attention_s, matmul_s, matrices
+from simulator.hardware.work import kv_token_bytes, step_work
 from simulator.pricing.roofline import RooflineStep, roofline_step
-from simulator.pricing.work import kv_token_bytes, step_work
+from simulator.scenario.costs import Roofline
 
 FIT = Efficiencies.fitted()
 H100 = "h100-sxm"

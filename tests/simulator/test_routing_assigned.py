@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from several import COSTS, routed, several
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator import load_scenario, simulate
-from simulator.loading import parse_scenario
-from simulator.routing.drafter_bandits import Bandit, Ucb1
-from simulator.routing.drafter_choice import Newcomer
-from simulator.routing.drafter_window import SlidingUcb
+from simulator.drafter_routing.bandits import Bandit, Ucb1
+from simulator.drafter_routing.choice import Newcomer
+from simulator.drafter_routing.window import SlidingUcb
+from simulator.scenario.loading import parse_scenario
 
 DRAFTERS = ("prompt-lookup", "student")
 

@@ -16,7 +16,7 @@ from several import routed, several
 
 from calibration.traces import TraceSet
 from simulator import simulate
-from simulator.routing.drafter_bandits import (
+from simulator.drafter_routing.bandits import (
     Bandit,
     KernelUcb,
     ThompsonSampling,
@@ -24,8 +24,8 @@ from simulator.routing.drafter_bandits import (
     default_eta,
     kernel_matrix,
 )
-from simulator.routing.drafter_choice import Newcomer
-from simulator.routing.drafter_prompts import domain_contexts
+from simulator.drafter_routing.choice import Newcomer
+from simulator.drafter_routing.prompts import domain_contexts
 
 Means = tuple[float, float, float]
 MEANS: Means = (20.0, 60.0, 40.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scenarios import DRAFT, LINEAR, random_runs
 from several import COSTS, routed, several
 
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator import RunResult, simulate
 

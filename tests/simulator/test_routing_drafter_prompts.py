@@ -13,19 +13,19 @@ from scenarios import random_runs, traces_of
 from scipy.sparse import csr_matrix
 from several import COSTS, routed, several
 
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator import simulate
-from simulator.playback.recorded import Material
-from simulator.playback.replay import select_sequences
-from simulator.routing.drafter_make import mean_accepted
-from simulator.routing.drafter_prompts import (
+from simulator.drafter_routing.make import mean_accepted
+from simulator.drafter_routing.prompts import (
     equal_rows,
     naive_bayes,
     out_of_fold,
     prompt_contexts,
     token_counts,
 )
+from simulator.playback.recorded import Material
+from simulator.playback.replay import select_sequences
 
 ACCEPTED = {"policy": "classifier", "by": "accepted"}
 

@@ -10,9 +10,9 @@ from scenarios import random_runs
 from several import several
 
 from calibration.traces import TraceSet
+from simulator.drafter_routing.oracle import best_ways, way_cost
+from simulator.drafter_routing.replay import ManyRuns, compile_drafters
 from simulator.playback.replay import Replay, SequenceTable, compile_replay, select_sequences
-from simulator.routing.drafter_oracle import best_ways, way_cost
-from simulator.routing.drafter_replay import ManyRuns, compile_drafters
 
 NAMES = ("a", "b", "c")
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from several import COSTS, routed, several
 
-from calibration.errors import ReplayError, ScenarioError
+from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, load_scenario, parse_scenario, simulate
-from simulator.keys.engine_settings import EngineSettings
-from simulator.routing.drafter_make import drafter_rule, in_memory
+from simulator.drafter_routing.make import drafter_rule, in_memory
+from simulator.scenario.engine import EngineSettings
 from simulator.serving.memory import num_blocks
 
 BASE = {"workload": {"kind": "closed", "concurrency": 2}, "stopping": {"policy": "fixed", "draft_tokens": 2}}

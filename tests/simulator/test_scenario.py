@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scenarios import scenario, traces_of
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
+from calibration.common.toml_writing import dumps
 from simulator import Scenario, load_scenario, parse_scenario, simulate
-from simulator.toml import dumps
 
 GOOD = """
 name = "eight at once"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import random_runs, scenario, traces_of
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator import RunResult, simulate
 
 VERIFY = {"kind": "linear", "base_s": 0.02, "per_token_s": 0.001, "per_context_token_s": 0.00001}

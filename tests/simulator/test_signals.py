@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from builders import felt_traces, manifest
 
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet, bundled
 from simulator.playback.predictor import features, fit_logistic, logistic, predicted
 from simulator.playback.recorded import Material

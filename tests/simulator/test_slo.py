@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scenarios import random_runs, scenario, traces_of
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator import RunResult, parse_scenario, simulate
 
 POISSON = {"kind": "poisson", "rate_rps": 4.0, "requests": 60, "order": "shuffled"}

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.traces.manifest import FractionOfVerify, LinearCost
-from simulator.keys.stopping_settings import MovingAverage, Tier
 from simulator.pricing.costs import DraftCost, DraftFraction, DraftPerRound, DraftPerStep, LinearStep, Prices
-from simulator.serving.round import Played, Round
+from simulator.rounds.round import Played, Round
+from simulator.scenario.stopping import MovingAverage, Tier
 from simulator.stopping import ByBatch, OracleCost, StoppingPolicy, ask
 from simulator.stopping.budget import Budget
 from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP

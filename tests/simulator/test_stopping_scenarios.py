@@ -13,11 +13,11 @@ import pytest
 from builders import felt_traces, iid_traces
 from scenarios import scenario
 
-from calibration.errors import ReplayError, ScenarioError
+from calibration.common.arrays import IntArray
+from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, make_table
 from simulator import RunResult, Scenario, parse_scenario, simulate
-from simulator.arrays import IntArray
-from simulator.serving.round import Round
+from simulator.rounds.round import Round
 from simulator.stopping import Fixed, OraclePolicy, Policy, plugins
 
 H100: dict[str, Any] = {

@@ -15,16 +15,16 @@ from pydantic import BaseModel
 from scenarios import random_runs, scenario, traces_of
 
 import simulator
-from calibration.errors import PacelineWarning, ScenarioError
+from calibration.common.errors import PacelineWarning, ScenarioError
+from calibration.common.version import code_sha256, package_files
 from calibration.measured.run import FILES as RUN_FILES
 from calibration.traces import TraceSet
 from calibration.traces.traceset import FILES
-from calibration.version import code_sha256, package_files
 from simulator import Scenario
 from simulator.cascade import CascadeScenario
 from simulator.experiments import store as stores
 from simulator.experiments.store import MIGRATIONS, Store, StoredCell, cell_key, traces_hash
-from simulator.inputs import mark_of
+from simulator.scenario.inputs import mark_of
 from simulator.stopping import plugins
 
 CELL = StoredCell({"completed": 3, "mean_ttft_ms": 0.1}, (("ExtrapolationWarning", "beyond"),))
@@ -196,7 +196,7 @@ def test_every_key_that_names_a_place_is_marked(root: type[BaseModel]) -> None:
     marked = {key for key, mark in found.items() if mark is not None}
     assert {("TraceSource", "path"), ("TraceSource", "bundled"), ("Observed", "runs")} <= marked
     forgotten = {key for key in found if PATH_LIKE.search(key[1])} - marked - NO_PATHS
-    assert forgotten == set(), "these keys look like paths: give them a type of simulator.inputs"
+    assert forgotten == set(), "these keys look like paths: give them a type of simulator.scenario.inputs"
 
 
 def test_every_place_that_the_simulator_looks_up_is_named_by_a_marked_key() -> None:
@@ -306,7 +306,9 @@ def test_the_code_is_told_apart_by_every_file(tmp_path: Path, monkeypatch: pytes
     code_sha256.cache_clear()
     assert code_sha256(("aparted",)) != found[0]
     code_sha256.cache_clear()
-    assert {"simulator/run.py", "simulator/pricing/efficiencies/roofline.json"} <= set(package_files("simulator"))
+    assert {"simulator/running/run.py", "simulator/hardware/efficiencies/roofline.json"} <= set(
+        package_files("simulator")
+    )
     assert not any("bundled/" in name for name in package_files("calibration", without=("bundled",)))
     assert package_files("no_such_package_at_all") == {}
 

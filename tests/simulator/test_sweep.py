@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from scenarios import random_runs, scenario, timing_table, traces_of
 
-from calibration.errors import ExtrapolationWarning, ScenarioError
+from calibration.common.errors import ExtrapolationWarning, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
 from simulator.experiments import store as stores

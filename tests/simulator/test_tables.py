@@ -10,14 +10,9 @@ import pytest
 from rich.console import Console
 from scenarios import random_runs, scenario, traces_of
 
-from calibration.errors import ReplicationWarning, ScenarioError
+from calibration.common.errors import ReplicationWarning, ScenarioError
 from calibration.traces import TraceSet
-from simulator import Scenario, simulate
-from simulator.experiments.compare import compare
-from simulator.experiments.estimate import Estimate
-from simulator.experiments.replicate import replicate
-from simulator.experiments.sweep import sweep
-from simulator.results.tables import (
+from paceline.terminal.runs import (
     comparison_table,
     estimate_text,
     half_text,
@@ -28,6 +23,11 @@ from simulator.results.tables import (
     summary_table,
     sweep_table,
 )
+from simulator import Scenario, simulate
+from simulator.experiments.compare import compare
+from simulator.experiments.estimate import Estimate
+from simulator.experiments.replicate import replicate
+from simulator.experiments.sweep import sweep
 
 POISSON = {"kind": "poisson", "rate_rps": 2.0, "requests": 30, "order": "shuffled"}
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import DRAFT, LINEAR, scenario
 
-from calibration.errors import ReplayError, ScenarioError
+from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, bundled
 from simulator import simulate
 from simulator.playback.recorded import Material

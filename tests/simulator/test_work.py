@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.errors import CalibrationError, CostError
-from calibration.timing.shapes import SHAPES, UNTIMED, Shape, get_shape
-from simulator.pricing.work import Share, Work, kv_token_bytes, step_work, weight_memory_bytes
+from calibration.common.errors import CalibrationError, CostError
+from calibration.shapes.shapes import SHAPES, UNTIMED, Shape, get_shape
+from simulator.hardware.work import Share, Work, kv_token_bytes, step_work, weight_memory_bytes
 
 EIGHT, SEVENTY = get_shape("llama-3.1-8b"), get_shape("llama-3.1-70b")
 

@@ -10,7 +10,7 @@ import pytest
 from builders import iid_traces
 from scenarios import scenario, traces_of
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator import simulate
 

@@ -173,7 +173,7 @@ def test_arrivals_are_sorted_and_every_request_comes_once(
 
 
 def test_nothing_that_arrives_in_time_is_an_error() -> None:
-    from calibration.errors import ScenarioError
+    from calibration.common.errors import ScenarioError
 
     with pytest.raises(ScenarioError, match=r"at least one request before duration_s = 1e-06, got none"):
         source(kind="poisson", rate_rps=1.0, duration_s=1e-6)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from shared_data import shared_data
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator import Scenario
-from simulator.keys.workload_settings import PoissonArrivals
 from simulator.playback.replay import select_sequences
+from simulator.scenario.workload import PoissonArrivals
 from simulator.workload import ClosedSource, OpenSource, Request, make_source
 from simulator.workload.binding import Binder
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenarios import random_runs, traces_of
 
-from calibration.errors import ReplayError
+from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.playback.blocks import BlockPool, Continuation
 from simulator.playback.replay import RecordedRuns, Replay, SequenceTable, compile_replay, select_sequences

@@ -12,7 +12,7 @@ from builders import iid_traces
 from scipy import stats
 from shared_data import shared_data
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator import Scenario
 from simulator.playback.replay import select_sequences
 from simulator.workload import OpenSource, Request, make_source

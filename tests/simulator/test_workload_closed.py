@@ -14,8 +14,8 @@ from scenarios import scenario, traces_of
 from scipy import stats
 
 from simulator import RunResult, Scenario, simulate
-from simulator.keys.workload_settings import DEFAULT_STAGGER_S
 from simulator.playback.replay import select_sequences
+from simulator.scenario.workload import DEFAULT_STAGGER_S
 from simulator.workload import ClosedSource, make_source
 
 CONSTANT = {"overhead_s": 0.0, "verifier": {"kind": "linear", "base_s": 0.01}}

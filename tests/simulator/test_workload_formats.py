@@ -14,7 +14,7 @@ import pytest
 from builders import iid_traces
 from shared_data import shared_data
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator import Scenario
 from simulator.playback.replay import SequenceTable, select_sequences
 from simulator.workload import OpenSource, Request, make_source

@@ -12,7 +12,7 @@ import pytest
 from builders import iid_traces
 from scenarios import scenario
 
-from calibration.errors import ScenarioError
+from calibration.common.errors import ScenarioError
 from simulator import Scenario, load_scenario, parse_scenario, simulate
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from analysis.fidelity.public.runs import serve, table_path
 from analysis.fidelity.table import Compared, Condition, Role, Source
-from calibration.errors import TraceError
+from calibration.common.errors import TraceError
 from calibration.importers.aggregates import acceptance_law, synthesize
 from calibration.importers.origin import Origin, prompt_source
 from calibration.importers.round_log import groups, read_columns

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from calibration.errors import CalibrationError, ExtrapolationWarning
+from calibration.common.errors import CalibrationError, ExtrapolationWarning
 from calibration.traces import TraceSet
 from simulator import RunResult, Scenario, simulate
 

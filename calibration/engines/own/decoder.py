@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name that torch's own documentation gives it
 from torch import Tensor
 
+from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.engines.own.batch import Batch, Group, Span, lay_out
 from calibration.engines.own.cache import CacheShape, KvCache
-from calibration.errors import CalibrationError, did_you_mean
 
 FAMILIES = ("llama", "mistral", "qwen2")
 """Values of ``model_type`` whose layers are what `Decoder` computes."""

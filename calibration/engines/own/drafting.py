@@ -19,15 +19,15 @@ from typing import Any, Protocol
 
 import torch
 
+from calibration.common.errors import CalibrationError
 from calibration.drafters.given import GivenDrafter
 from calibration.drafters.lanes import ModelDrafter
-from calibration.drafters.protocol import Drafter
 from calibration.engines.own.batch import Span
 from calibration.engines.own.cache import KvCache, PaddedCache
 from calibration.engines.own.decoder import Decoder
 from calibration.engines.own.scheduler import Chunk, Served
 from calibration.engines.protocol import DraftStep
-from calibration.errors import CalibrationError
+from calibration.models.drafter import Drafter
 from calibration.proposers.protocol import Proposer
 
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from calibration.common.errors import CalibrationError, did_you_mean
+from calibration.common.version import paceline_version
 from calibration.drafters.given import GivenDrafter
-from calibration.drafters.protocol import Drafter
 from calibration.engines.own.batch import Span
 from calibration.engines.own.cache import Kind, KvCache, make_cache
 from calibration.engines.own.decoder import Decoder
@@ -25,11 +26,10 @@ from calibration.engines.own.drafting import Drafting, ModelDrafting, ProposerDr
 from calibration.engines.own.lengths import DraftLengths, Range
 from calibration.engines.own.scheduler import Chunk, Limits, Scheduler, Served
 from calibration.engines.protocol import DraftStep, EngineRequest, Operation, Step
-from calibration.errors import CalibrationError, did_you_mean
 from calibration.measured.manifest import EngineInfo, Setting
-from calibration.models import Verifier
-from calibration.surroundings import device_info
-from calibration.version import paceline_version
+from calibration.models.drafter import Drafter
+from calibration.models.load import Verifier
+from calibration.traces.surroundings import device_info
 
 
 class OwnEngine:

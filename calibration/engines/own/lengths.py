@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 Range = tuple[int, int, int]
 """First and last batch size, and the draft length K for them."""

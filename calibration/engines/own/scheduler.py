@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from calibration.errors import CalibrationError
+from calibration.common.errors import CalibrationError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What several questions share: resampling, records, rounds, threads."""

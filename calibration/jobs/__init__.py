@@ -1,0 +1,1 @@
+"""The job of `paceline calibrate` and its study of long contexts."""

@@ -1,0 +1,1 @@
+"""Real verifiers: loading, stepping, sampling and timing them. Needs torch."""

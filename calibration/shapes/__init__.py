@@ -1,0 +1,1 @@
+"""Shapes of models: parameter counts, work and memory of a step, without loading any weights."""

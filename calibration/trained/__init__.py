@@ -1,0 +1,1 @@
+"""Drafters that are trained here: their networks, shapes, corpora and folders. Needs torch."""

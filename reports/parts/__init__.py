@@ -1,1 +1,0 @@
-"""The parts of a report: each answers one question, in a module of its own."""

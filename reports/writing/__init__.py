@@ -1,0 +1,1 @@
+"""From findings to a PDF, its HTML twin or Markdown."""

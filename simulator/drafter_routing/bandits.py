@@ -1,0 +1,134 @@
+"""Bandits: which drafter, learned from the tokens per second of the requests that have ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from calibration.common.arrays import FloatArray, IntArray
+from simulator.drafter_routing.choice import Newcomer
+from simulator.workload.streams import stream
+
+
+class Bandit:
+    """Arms = drafters. Until every arm has `needed` rewards, the arm that was played least; then `pick`."""
+
+    needed = 1
+
+    def __init__(self, arms: int) -> None:
+        self.played: IntArray = np.zeros(arms, dtype=np.int64)
+        """Requests routed to each arm, ended or not."""
+        self.rewards: IntArray = np.zeros(arms, dtype=np.int64)
+        self.mean, self.squares = np.zeros(arms), np.zeros(arms)
+        """Mean reward of each arm, and the sum of squared deviations from it (Welford 1962)."""
+        self.largest = 0.0
+
+    def choose(self, newcomer: Newcomer) -> int:
+        """Give the arm to play."""
+        unknown = int(self.rewards.min()) < self.needed
+        arm = int(np.argmin(self.played)) if unknown else self.pick(newcomer)
+        self.played[arm] += 1
+        return arm
+
+    def pick(self, newcomer: Newcomer) -> int:
+        """Give the arm that promises most."""
+        raise NotImplementedError
+
+    def learn(self, drafter: int, sequence: int, tokens_per_second: float) -> None:
+        """Add a reward."""
+        self.rewards[drafter] += 1
+        off = tokens_per_second - self.mean[drafter]
+        self.mean[drafter] += off / self.rewards[drafter]
+        self.squares[drafter] += off * (tokens_per_second - self.mean[drafter])
+        self.largest = max(self.largest, tokens_per_second)
+
+    def describe(self) -> dict[str, Any]:
+        """Give what it has learned."""
+        return {"mean_tokens_per_second": self.mean.tolist(), "rewards": self.rewards.tolist()}
+
+
+class Ucb1(Bandit):
+    """See `Ucb`."""
+
+    def __init__(self, arms: int, exploration: float) -> None:
+        super().__init__(arms)
+        self._exploration = exploration
+
+    def pick(self, newcomer: Newcomer) -> int:
+        """Give the arm with the largest upper bound."""
+        bonus = self._exploration * np.sqrt(math.log(int(self.played.sum())) / self.played)
+        return int(np.argmax(self.mean / self.largest + bonus))
+
+
+class ThompsonSampling(Bandit):
+    """See `Thompson`."""
+
+    needed = 4
+
+    def __init__(self, arms: int, seed: int) -> None:
+        super().__init__(arms)
+        self._seed = seed
+
+    def pick(self, newcomer: Newcomer) -> int:
+        """Give the arm with the largest mean drawn."""
+        return int(np.argmax(self.means(newcomer.number)))
+
+    def means(self, number: int) -> FloatArray:
+        """Draw the mean of every arm for request `number`."""
+        rng = stream(self._seed, "thompson", number)
+        freedom = self.rewards - 3
+        scale = np.sqrt(self.squares / (self.rewards * freedom))
+        return np.asarray(self.mean + scale * rng.standard_t(freedom))
+
+
+class KernelUcb(Bandit):
+    """See `PakUcb`. `context_of[sequence]` indexes `gram`, the kernel of all contexts that there are.
+
+    As the contexts are known and finite, mean and covariance of the regression are kept at all of them: adding a
+    reward y at context j, with c = C[:, j] / (C[j, j] + a), gives m + c (y - m[j]) and C - c C[j, :]: the numbers of
+    the closed form, in O(contexts^2) a reward.
+    """
+
+    def __init__(self, arms: int, context_of: Sequence[int], gram: FloatArray, ridge: float, eta: float) -> None:
+        super().__init__(arms)
+        self._context_of, self._ridge, self._eta = context_of, ridge, eta
+        self._means = np.zeros((arms, len(gram)))
+        self._covariances = np.repeat(gram[None], arms, axis=0)
+
+    def pick(self, newcomer: Newcomer) -> int:
+        """Give the arm with the largest upper bound at this prompt."""
+        mean, deviation = self.estimate(self._context_of[newcomer.sequence])
+        return int(np.argmax(mean / self.largest + self._eta * deviation))
+
+    def estimate(self, context: int) -> tuple[FloatArray, FloatArray]:
+        """Give (mu, sigma) of every arm; mu in tokens per second."""
+        variance = np.maximum(self._covariances[:, context, context], 0.0)
+        return self._means[:, context], np.sqrt(variance)
+
+    def learn(self, drafter: int, sequence: int, tokens_per_second: float) -> None:
+        """Add a reward."""
+        super().learn(drafter, sequence, tokens_per_second)
+        context = self._context_of[sequence]
+        mean, covariance = self._means[drafter], self._covariances[drafter]
+        column = covariance[:, context] / (covariance[context, context] + self._ridge)
+        mean += column * (tokens_per_second - mean[context])
+        covariance -= np.outer(column, covariance[context])
+
+
+def kernel_matrix(similarity: FloatArray, kernel: Literal["poly", "linear", "rbf"]) -> FloatArray:
+    """Give the kernel of vectors of length 1 from their inner products; see `PakUcb`."""
+    match kernel:
+        case "poly":
+            return np.asarray((similarity + 1) ** 3)
+        case "linear":
+            return similarity
+        case "rbf":
+            return np.asarray(np.exp(-2 * (1 - similarity)))
+
+
+def default_eta(horizon: int, arms: int, delta: float) -> float:
+    """Give sqrt(2 ln(2 T G / delta))."""
+    return math.sqrt(2 * math.log(2 * horizon * arms / delta))

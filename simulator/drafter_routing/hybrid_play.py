@@ -1,0 +1,88 @@
+"""Playing rounds in which every slot has a drafter and a draft length of its own, chosen from its text."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from calibration.common.arrays import IntArray
+from simulator.drafter_routing.group import Draft, Drafters
+from simulator.playback.replay import Replay
+from simulator.rounds.round import Played, Round
+from simulator.scenario.hybrid import ContextMatch
+from simulator.stopping import StoppingPolicy, ask
+
+
+class RoundRule(Protocol):
+    """Chooses drafter and draft length of every slot, from the text so far and past rounds."""
+
+    def opened(self, slots: IntArray) -> None:
+        """Forget what was known of these slots."""
+        ...
+
+    def choose(self, round_: Round, cap: IntArray) -> tuple[IntArray, IntArray]:
+        """Give (drafter, draft length of at most `cap`) of each slot, shape (active,); bonus excluded."""
+        ...
+
+    def learn(self, round_: Round, row: IntArray, drafted: IntArray, accepted: IntArray) -> None:
+        """Hear what came of a round."""
+        ...
+
+
+class ByRoundRule:
+    """A rule that chooses in every round; `round_` is rewritten to the drafters chosen.
+
+    Drafting of a drafter is charged for the slots that it drafts at least one token for; one that drafts for none is
+    idle. The stopping policy gives the cap.
+    """
+
+    def __init__(self, drafters: Drafters, rule: RoundRule) -> None:
+        self._drafters, self._rule = drafters, rule
+
+    def opened(self, slots: IntArray) -> None:
+        """Forget these."""
+        self._rule.opened(slots)
+
+    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+        """Play one round."""
+        drafters = self._drafters
+        first = drafters.many.at(round_.cursor, 0)
+        cap = ask(policy, drafters.see(round_, first, 0), drafters.runs(first, left))
+        row, tokens = self._rule.choose(round_, cap)
+        round_.cursor = drafters.many.at(round_.cursor, row)
+        tokens = drafters.capped(round_.cursor, tokens)
+        accepted = np.minimum(drafters.runs(round_.cursor, left), tokens)
+        emitted = np.minimum(accepted + 1, left)
+        verified = round_.active + int(drafters.verified(row, round_.cursor, tokens).sum())
+        drafts = [
+            Draft(drafter, tokens[mine], round_.context[mine], round_.cursor[mine])
+            for drafter in range(drafters.many.joint)
+            if (mine := (row == drafter) & (tokens > 0)).any()
+        ]
+        draft_s, verify_s = drafters.seconds(round_, drafts, verified)
+        drafters.note(row, accepted)
+        self._rule.learn(round_, row, tokens, accepted)
+        return Played(tokens, accepted, emitted, draft_s, verify_s, draft_s + verify_s, verified)
+
+
+class MatchRule:
+    """See `ContextMatch`. `match` (recorded positions): longest earlier match of the text before each."""
+
+    def __init__(self, rule: ContextMatch, drafters: Drafters, match: IntArray) -> None:
+        self._many, self._match = drafters.many, match
+        self._lookup = rule.drafters.index(rule.lookup)
+        self._tiers = sorted((int(size), tier) for size, tier in rule.tiers.items())
+
+    def opened(self, slots: IntArray) -> None:
+        """Nothing to forget."""
+
+    def choose(self, round_: Round, cap: IntArray) -> tuple[IntArray, IntArray]:
+        """Choose by the length of the match."""
+        tier = next((t for size, t in reversed(self._tiers) if size <= round_.active), self._tiers[0][1])
+        copied = self._match[self._many.positions(round_.cursor)] >= tier.min_match
+        row = np.where(copied, self._lookup, 1 - self._lookup)
+        return row, np.minimum(np.where(copied, tier.lookup_tokens, tier.model_tokens), cap)
+
+    def learn(self, round_: Round, row: IntArray, drafted: IntArray, accepted: IntArray) -> None:
+        """Nothing to learn."""

@@ -1,0 +1,1 @@
+"""What devices can do and what models ask of them."""

@@ -1,1 +1,0 @@
-"""The tables of a scenario, one strict model each."""
