@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from analysis.cascade import QualityTable
-
-Floats = NDArray[np.float64]
+from calibration.common.arrays import Floats
 
 
 def table_of(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from typing import Any, Self, TypeVar
 
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator.experiments.pool import process_pool
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
 
 
 class Steps:

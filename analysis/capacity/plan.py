@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from analysis.capacity.crew import Crew, Progress, Steps
+from analysis.capacity.crew import Crew, Steps
 from analysis.capacity.findings import CapacityFindings, LengthTrial, Objective
 from analysis.capacity.load import arrivals, changed, check_workload, count_replicas, devices_per_replica, plain
 from analysis.capacity.summary import policy_capacity
@@ -25,6 +25,7 @@ from analysis.capacity.sustain import (
 )
 from analysis.common.bootstrap import number
 from calibration.common.errors import ConvergenceWarning, ScenarioError
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator.experiments.replicate import check_number, replication_seeds, with_seed
 from simulator.results.evidence import served

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from analysis.cascade.features import features
 from analysis.cascade.predictor import KINDS, Kind, Predictor, calibrate, calibrated, fit_predictor, log_loss
 from analysis.cascade.stopping import Ran
 from analysis.cascade.table import QualityTable
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from calibration.common.arrays import Floats, Ints
 
 FOLDS = 5
 """Folds of items; each is held out once."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cascade.findings import PolicyCurve, PolicyPoint
 from analysis.cascade.hull import mixing_quality
@@ -14,9 +13,7 @@ from analysis.cascade.policies import TITLES, outcome
 from analysis.cascade.rules import Choice
 from analysis.cascade.table import QualityTable
 from analysis.common.bootstrap import Bounds, ClusterBootstrap, Estimate, number
-
-Floats = NDArray[np.float64]
-
+from calibration.common.arrays import Floats
 
 NO_BOUNDS: Bounds = (None, None)
 

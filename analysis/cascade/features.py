@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cascade.stopping import Ran
 from analysis.cascade.table import QualityTable
-
-Floats = NDArray[np.float64]
+from calibration.common.arrays import Floats
 
 MISSING = " missing"
 """Ends the name of a column that is 1 where another is missing."""

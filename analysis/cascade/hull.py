@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReplayError
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

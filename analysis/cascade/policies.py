@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cascade.crossfit import Fold
 from analysis.cascade.rules import Choice, Shape, information_sets, learn
 from analysis.cascade.stopping import Ran
 from analysis.cascade.table import QualityTable
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from calibration.common.arrays import Floats, Ints
 
 TITLES = {
     "sequential": "sequential cascade (optimal stopping)",

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-Floats = NDArray[np.float64]
+from calibration.common.arrays import Floats
+
 Kind = Literal["logistic", "network"]
 
 KINDS: tuple[Kind, ...] = ("logistic", "network")

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cascade.table import QualityTable
+from calibration.common.arrays import Floats
 from calibration.common.checksums import check_beside
 from calibration.common.errors import TraceError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
 
 _KEYS = ("item", "domain", "stage")
 _ITEM = "item_"

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cascade.cells import Cells
 from analysis.cascade.crossfit import fit
@@ -16,9 +15,8 @@ from analysis.cascade.rules import decisive, information_sets, learn
 from analysis.cascade.stopping import continue_above
 from analysis.cascade.table import QualityTable
 from analysis.common.threads import one_thread
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReplayError
-
-Floats = NDArray[np.float64]
 
 _HIGH = 1e4
 """Highest lambda that thresholds are looked for at, as a multiple of the cost of all stages."""

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from analysis.cascade.cells import Cells, fit_cells
 from analysis.cascade.stopping import STOP, Move, Node, Ran, after, solve
 from analysis.cascade.table import QualityTable
+from calibration.common.arrays import Floats, Ints
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Shape = Literal["sequential", "routing"]
 
 SMALLEST_CELL = 25

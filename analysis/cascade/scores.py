@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from analysis.cascade.findings import Bin, StageScores
 from analysis.cascade.predictor import log_loss
 from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from calibration.common.arrays import Floats, Ints
 
 BINS = 10
 """Bins of the reliability curve, of equal count where predictions are not tied."""

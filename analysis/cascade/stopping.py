@@ -15,12 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Ran = tuple[int, ...]
 """The stages that have run, ascending."""
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cascade.crossfit import FOLDS, Fold, crossfit
 from analysis.cascade.curves import evaluate, means, sums
@@ -31,8 +30,6 @@ from analysis.cascade.together import Together
 from analysis.common.bootstrap import DRAWS, ClusterBootstrap, number
 from analysis.common.threads import one_thread
 from calibration.common.errors import ConvergenceWarning, ReplayError
-
-Floats = NDArray[np.float64]
 
 FEWEST_ITEMS = 60
 """Items that a study needs at least: twelve to hold out in each fold."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats
 from calibration.common.errors import TraceError, did_you_mean
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

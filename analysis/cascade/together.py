@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cascade.findings import BestAt
 from analysis.cascade.policies import outcome
 from analysis.cascade.rules import Choice
 from analysis.cascade.table import QualityTable
 from analysis.common.bootstrap import Bounds, Candidates, ClusterBootstrap, least
+from calibration.common.arrays import Floats
 
-Floats = NDArray[np.float64]
 Done = Mapping[str, Sequence[Choice]]
 
 ORACLES = ("oracle", "oracle-sequential")

@@ -21,7 +21,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-Floats = NDArray[np.float64]
+from calibration.common.arrays import Floats
+
 Bounds = tuple[float | None, float | None]
 """Low and high end of an interval; None where there is none."""
 Scale = Literal["log", "identity"]

@@ -20,11 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _UNLIMITED = 1 << 30
 _BLOCK_ELEMENTS = 4_000_000

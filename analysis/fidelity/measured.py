@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from calibration.common.errors import TraceError
 from calibration.measured import MeasuredRun
 from calibration.measured.run import MARKER
@@ -102,7 +102,7 @@ def _summary(requests: pa.Table, steps: pa.Table, scenario: Scenario) -> dict[st
     }
 
 
-def _gaps(requests: pa.Table) -> FloatArray:
+def _gaps(requests: pa.Table) -> Floats:
     """Give the seconds between neighbouring arrivals of tokens of each request that they are known of."""
     known = [times for times in requests["emission_s"].to_pylist() if times]
     return np.concatenate([np.diff(times) for times in known]) if known else np.zeros(0)

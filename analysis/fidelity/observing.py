@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from calibration.common.errors import CalibrationError, ScenarioError, did_you_mean
+from calibration.common.progress import StageProgress
 from calibration.engines.protocol import Engine
 from calibration.engines.record import Condition, Recording, warm_up
 from calibration.observe.prompts import Prompt, recorded_prompts
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from calibration.models.load import Verifier
 
 Role = Literal["fit", "held-out"]
-Progress = Callable[[str, int, int], None]
 DraftTokens = int | tuple[tuple[int, int, int], ...]
 
 
@@ -117,7 +117,7 @@ def observe_engines(
     repeats: int,
     clock: Literal["thread-cpu", "wall"],
     command: str,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> list[Path]:
     """Run every condition `repeats` times in turns; give the folders of the measured runs, ``out/<scenario name>``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,12 @@ import pyarrow.compute as pc
 
 from analysis.fidelity.measured import MeasuredCondition
 from calibration.common.errors import ExtrapolationWarning, ScenarioError
+from calibration.common.progress import Progress
 from calibration.measured import MeasuredRun
 from calibration.measured.run import MARKER
 from simulator.experiments.pool import Outcome, run_all
 from simulator.scenario.scenario import Costs, Observed, Scenario
 from simulator.scenario.workload import ClosedLoop
-
-Progress = Callable[[int, int], None]
 
 
 def observed_runs(condition: MeasuredCondition) -> Iterator[tuple[str, Path]]:

@@ -16,12 +16,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from analysis.fidelity.counts import NOT_COUNTED, Count, counts
 from analysis.fidelity.crossover import crossovers
 from analysis.fidelity.measured import MeasuredCondition, find_conditions, summaries, text_note
-from analysis.fidelity.predict import Progress, own_steps, predict, predicted_scenario, price_notes
+from analysis.fidelity.predict import own_steps, predict, predicted_scenario, price_notes
 from analysis.fidelity.split import PARTS, split_error
 from analysis.fidelity.table import QUANTITIES, Compared, Condition, Fidelity, Source
 from calibration.common.errors import PacelineError, ScenarioError, TraceError
 from calibration.common.files import write_whole
-from calibration.common.toml import FromList, Table, check, read_toml
+from calibration.common.progress import Progress
+from calibration.common.settings import FromList, Table
+from calibration.common.toml import check, read_toml
 from calibration.traces import TraceSet
 from simulator.experiments.pool import Outcome
 from simulator.running.run import read_traces

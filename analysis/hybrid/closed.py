@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats, Ints
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, FractionOfVerify
 from simulator.playback.recorded import Material
 from simulator.playback.replay import UNLIMITED, select_sequences
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

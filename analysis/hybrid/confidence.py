@@ -10,9 +10,10 @@ import numpy as np
 from analysis.common.bootstrap import ClusterBootstrap
 from analysis.fidelity.public.runs import serve
 from analysis.fidelity.public.specdecode_bench import PUBLISHED
-from analysis.hybrid.closed import Floats, as_one
+from analysis.hybrid.closed import as_one
 from analysis.hybrid.findings import Cell, PolicyResult
 from analysis.hybrid.gap import Question, alike, gap_statistic, margins
+from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 

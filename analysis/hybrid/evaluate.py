@@ -12,11 +12,12 @@ import numpy as np
 from analysis.common.bootstrap import ClusterBootstrap, Estimate, describe
 from analysis.fidelity.public.runs import serve, table_path
 from analysis.fidelity.public.specdecode_bench import PUBLISHED
-from analysis.hybrid.closed import ClosedBatches, Floats, Rounds, as_one
+from analysis.hybrid.closed import ClosedBatches, Rounds, as_one
 from analysis.hybrid.findings import Cell, HybridFindings, PolicyResult
 from analysis.hybrid.gap import NEVER_BELOW, Question, alike, gap_statistic, judged, margins
 from analysis.hybrid.material import SUFFIX, complete, output_tokens, with_suffix
 from analysis.hybrid.rule import TunedRule
+from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError
 from calibration.importers import import_specdecode_bench
 from calibration.traces import TraceSet

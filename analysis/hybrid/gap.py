@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.common.bootstrap import Candidates, ClusterBootstrap, Estimate, least
 from analysis.hybrid.findings import TargetResult, Verdict
-
-Floats = NDArray[np.float64]
+from calibration.common.arrays import Floats
 
 NEVER_BELOW = "never below best fixed"
 

@@ -6,7 +6,8 @@ from itertools import product
 
 import numpy as np
 
-from analysis.hybrid.closed import ClosedBatches, Floats, Rounds
+from analysis.hybrid.closed import ClosedBatches, Rounds
+from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants
 from simulator.drafter_routing.forecast_learn import deal

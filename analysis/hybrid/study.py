@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from analysis.hybrid.confidence import confidence_cell
 from analysis.hybrid.evaluate import evaluate_hybrid, public_traces
 from analysis.hybrid.findings import Cell, HybridFindings, TargetResult
 from analysis.hybrid.gap import Question, judged
+from calibration.common.progress import StageProgress
 from calibration.traces import TraceSet, bundled
 
 STEPS = (3, 7)
@@ -22,7 +23,6 @@ OWN = (
     ("smollm2-135m-cpu-distilled", "size-20"),
 )
 """Bundled TraceSets and drafters whose confidence is read."""
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PolicyStudy:
     length_targets: tuple[TargetResult, ...]
 
 
-def study_policies(data: Path, progress: Progress | None = None) -> PolicyStudy:
+def study_policies(data: Path, progress: StageProgress | None = None) -> PolicyStudy:
     """Evaluate everything, with the folder `data` of public measurements: about a quarter of an hour."""
     traces = public_traces(data)
     per_round = evaluate_hybrid(traces, progress=progress)
@@ -44,7 +44,7 @@ def study_policies(data: Path, progress: Progress | None = None) -> PolicyStudy:
 
 
 def study_lengths(
-    own: Iterable[tuple[str, str]] = OWN, batches: Iterable[int] = STEP_BATCHES, progress: Progress | None = None
+    own: Iterable[tuple[str, str]] = OWN, batches: Iterable[int] = STEP_BATCHES, progress: StageProgress | None = None
 ) -> tuple[tuple[Cell, ...], tuple[TargetResult, ...]]:
     """Evaluate the policies that read confidence, on bundled traces."""
     work = [(name, drafter, batch) for name, drafter in own for batch in batches]

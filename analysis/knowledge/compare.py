@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
-from analysis.common.bootstrap import Candidates, ClusterBootstrap, Floats
+from analysis.common.bootstrap import Candidates, ClusterBootstrap
 from analysis.common.rounds import recording, replay_rounds
 from analysis.knowledge.findings import PairedRow, Student, TransferCell, Verdict
 from analysis.knowledge.paired import flip_test, holm
+from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 
 LEVEL = 0.05

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import Generator
 
-from analysis.common.bootstrap import Floats, number
+from analysis.common.bootstrap import number
+from calibration.common.arrays import Floats
 
 _EXACT = 13
 """Prompts up to which all 2^n sign flips are played."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats, number
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
 from analysis.knowledge.findings import Level, RouterPoint, RouterValue, SpeedRow, Student
 from analysis.routing.served import Priced, RequestTable, Served, Server
+from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 
 GENERALIST, LABEL, BY_REQUEST, BY_ROUND = "generalist", "label", "oracle by request", "oracle by round"

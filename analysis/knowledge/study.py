@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,10 @@ from analysis.knowledge.roles import cast
 from analysis.knowledge.router import router_value
 from analysis.routing.served import Priced, cheap_prices, own_prices
 from calibration.common.errors import ReplayError
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 
 ACCURACIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-Progress = Callable[[int, int], None]
 
 
 @one_thread

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats
+from analysis.common.bootstrap import ClusterBootstrap, Estimate
 from analysis.common.rounds import recording, replay_rounds
 from analysis.laws.law import Curve, Law, LawPoint, compare_curves, fit_all
 from analysis.speedup.grid import Cell, CellRun, baselines, run_grid
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReplayError, ReportError
 from calibration.traces import TraceSet
 

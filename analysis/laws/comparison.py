@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
 from analysis.laws.fit import solve
-from analysis.laws.forms import FORMS, Floats, Form, checked, find_form, reference_of
+from analysis.laws.forms import FORMS, Form, checked, find_form, reference_of
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReportError
 
 LEAST_LEVELS = 5

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from analysis.common.bootstrap import ClusterBootstrap
 from analysis.common.rounds import Recording, recording
-from analysis.laws.forms import Floats
 from analysis.laws.law import Curve, Law, LawPoint, compare_curves, fit_all
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReplayError, ReportError
 from calibration.traces import TraceSet
 

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 from analysis.common.bootstrap import LEVEL, ClusterBootstrap, Estimate, number
-from analysis.laws.forms import Floats, Form, checked, find_form, reference_of
+from analysis.laws.forms import Form, checked, find_form, reference_of
+from calibration.common.arrays import Floats
 from calibration.common.errors import ConvergenceWarning, ReportError
 
 DRAWS = 200

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReportError, did_you_mean
 
-Floats = NDArray[np.float64]
 Params = Sequence[float] | Floats
 """Values of the parameters, in the order of `Form.parameters`."""
 

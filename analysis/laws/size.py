@@ -10,8 +10,8 @@ import numpy as np
 from analysis.common.bootstrap import DRAWS, ClusterBootstrap, Estimate
 from analysis.common.rounds import recording, replay_rounds
 from analysis.laws import fit
-from analysis.laws.forms import Floats
 from analysis.laws.law import Curve, Law, LawPoint, compare_curves, fit_all
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReportError
 from calibration.traces import DrafterInfo, TraceSet
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.roofline.tables import PROMPT_TOKENS, SPREAD
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from calibration.common.errors import CostError
 from calibration.shapes.shapes import get_shape
 from simulator.hardware.devices import get_device
@@ -63,13 +63,13 @@ class Rows:
 
     model: NDArray[np.str_]
     task: NDArray[np.str_]
-    gpus: FloatArray
-    batch: FloatArray
-    output_tokens: FloatArray
-    tokens_s: FloatArray
-    itl_s: FloatArray
-    watts: FloatArray
-    token_joules: FloatArray
+    gpus: Floats
+    batch: Floats
+    output_tokens: Floats
+    tokens_s: Floats
+    itl_s: Floats
+    watts: Floats
+    token_joules: Floats
 
     def __len__(self) -> int:
         """Give the number of rows."""
@@ -118,10 +118,10 @@ class Demand(NamedTuple):
     thousands of scored tokens.
     """
 
-    step: FloatArray
-    prompt: FloatArray
+    step: Floats
+    prompt: Floats
 
-    def use(self, rows: Rows) -> FloatArray:
+    def use(self, rows: Rows) -> Floats:
         """Give the same a second, at the measured throughput: shares of peaks, and thousands of tokens/s."""
         steps_s, prompts_s = rows.tokens_s / rows.batch, rows.tokens_s / rows.output_tokens
         return np.asarray(self.step * steps_s[:, None] + self.prompt * prompts_s[:, None])
@@ -155,14 +155,14 @@ def _asked(work: Work, own: float) -> tuple[float, float, float, float]:
     )
 
 
-Law = Callable[[FloatArray, FloatArray], Any]
+Law = Callable[[Floats, Floats], Any]
 """Gives the part of the TDP, from coefficients and a table of use [rows, 4]."""
 
 _TOGETHER = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]).T
 """Sums up a table of use to bytes, operations and tokens."""
 
 
-def _linear(use: FloatArray, c: FloatArray, idle: float = IDLE) -> Any:
+def _linear(use: Floats, c: Floats, idle: float = IDLE) -> Any:
     return np.minimum(idle + use @ c, 1)
 
 
@@ -192,7 +192,7 @@ def _tdp() -> float:
     return DEVICE.tdp_watts
 
 
-def fit_law(path: Path, law: str, keep: NDArray[np.bool_]) -> FloatArray:
+def fit_law(path: Path, law: str, keep: NDArray[np.bool_]) -> Floats:
     """Fit `law` to the watts of the rows that `keep` keeps: least squared relative error, no coefficient below 0."""
     from scipy.optimize import least_squares
 
@@ -200,19 +200,19 @@ def fit_law(path: Path, law: str, keep: NDArray[np.bool_]) -> FloatArray:
     power, count = LAWS[law]
     use, measured = asked.use(rows)[keep], rows.watts[keep] / _tdp()
 
-    def errors(c: FloatArray) -> FloatArray:
+    def errors(c: Floats) -> Floats:
         return np.asarray(power(c, use) / measured - 1, dtype=np.float64)
 
     return np.asarray(least_squares(errors, np.full(count, 0.3), bounds=(0, np.inf)).x, dtype=np.float64)
 
 
-def predicted_watts(path: Path, law: str, coefficients: FloatArray) -> FloatArray:
+def predicted_watts(path: Path, law: str, coefficients: Floats) -> Floats:
     """Give the watts of one GPU that a fitted law predicts for every row, at its measured throughput."""
     rows, asked = _table(path)
     return np.asarray(_tdp() * LAWS[law][0](coefficients, asked.use(rows)), dtype=np.float64)
 
 
-def predicted_token_joules(path: Path, coefficients: FloatArray) -> FloatArray:
+def predicted_token_joules(path: Path, coefficients: Floats) -> Floats:
     """Give the joules of an output token that the chosen law predicts from the median ITL, without the throughput.
 
     Decode steps of one ITL each, shared by the batch, and the work of one prefill shared by an output: what a
@@ -268,7 +268,7 @@ def energy_table(path: Path) -> list[EnergyRow]:
     """Give the held-out errors of the chosen law on the table at `path`: by role, model and, for cells, batch."""
     rows, _ = _table(path)
     measured = {"watts": rows.watts, "joules per token": rows.token_joules}
-    errors: dict[tuple[str, str, str], FloatArray] = {}
+    errors: dict[tuple[str, str, str], Floats] = {}
     for split in splits(rows):
         fitted = fit_law(path, CHOSEN, ~split.held_out)
         predicted = (predicted_watts(path, CHOSEN, fitted), predicted_token_joules(path, fitted))
@@ -281,7 +281,7 @@ def energy_table(path: Path) -> list[EnergyRow]:
     return [line for key in keys for line in _lines(rows, *key, errors[key])]
 
 
-def _lines(rows: Rows, quantity: str, role: str, part: str, errors: FloatArray) -> Iterator[EnergyRow]:
+def _lines(rows: Rows, quantity: str, role: str, part: str, errors: Floats) -> Iterator[EnergyRow]:
     """Give the lines of one role: each model, each range of batches where cells are held out, and all."""
     known = ~np.isnan(errors)
     groups = [(str(model), part, known & (rows.model == model)) for model in np.unique(rows.model)]
@@ -298,7 +298,7 @@ def law_table(path: Path) -> list[tuple[str, dict[str, float], float]]:
     rows, _ = _table(path)
     lines = []
     for law in LAWS:
-        errors: dict[str, list[FloatArray]] = {}
+        errors: dict[str, list[Floats]] = {}
         for split in splits(rows):
             predicted = predicted_watts(path, law, fit_law(path, law, ~split.held_out))
             errors.setdefault(split.role, []).append(np.abs(predicted / rows.watts - 1)[split.held_out])

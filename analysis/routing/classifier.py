@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats, number
+from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
 from analysis.routing.findings import ClassifierQuality, ReliabilityBin
-from analysis.routing.served import Ints
+from calibration.common.arrays import Floats, Ints
 
 _BINS = 5
 """Bins of the reliability plot, of equally many prompts."""

@@ -15,7 +15,8 @@ from analysis.common.bootstrap import Bounds, Candidates, ClusterBootstrap, Esti
 from analysis.routing.classifier import Guesses, cheapest
 from analysis.routing.findings import BatchRow, GrowthPoint, PolicyRow, Verdict
 from analysis.routing.play import bandits, over_orders, play
-from analysis.routing.served import Floats, Ints, RequestTable, Server
+from analysis.routing.served import RequestTable, Server
+from calibration.common.arrays import Floats, Ints
 
 ORACLES = ("oracle by request", "oracle by round")
 LABEL, CALIBRATED, NAIVE = "domain label", "calibrated classifier", "naive Bayes classifier"

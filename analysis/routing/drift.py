@@ -11,7 +11,8 @@ from analysis.routing.classifier import Guesses, cheapest, fit_predict, seconds_
 from analysis.routing.compare import ALWAYS, CALIBRATED, LABEL
 from analysis.routing.findings import Drift, DriftPoint, MeanOverOrders
 from analysis.routing.play import bandits, over_orders, play
-from analysis.routing.served import Floats, Ints, RequestTable
+from analysis.routing.served import RequestTable
+from calibration.common.arrays import Floats, Ints
 
 BIN = 25
 """Requests in a point of the curve."""

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats
+from analysis.common.bootstrap import ClusterBootstrap, Estimate
 from analysis.fidelity.public.runs import subset
 from analysis.routing.compare import Contest, bounds_together, with_bounds
 from analysis.routing.findings import Online, OnlineRow
 from analysis.routing.served import Priced, Server
+from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from analysis.common.bootstrap import number
 from analysis.routing.findings import MeanOverOrders
-from analysis.routing.served import Floats, Ints, RequestTable
+from analysis.routing.served import RequestTable
+from calibration.common.arrays import Floats, Ints
 from simulator.drafter_routing.bandits import KernelUcb, ThompsonSampling, Ucb1, default_eta, kernel_matrix
 from simulator.drafter_routing.choice import Choice, Newcomer
 from simulator.drafter_routing.prompts import domain_contexts

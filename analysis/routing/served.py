@@ -16,16 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from analysis.fidelity.public.specdecode_bench import PUBLISHED
 from analysis.speedup.grid import EXTRAPOLATED_SHARE
+from calibration.common.arrays import Floats
 from calibration.common.errors import CostError, ExtrapolationWarning, ReplayError
 from calibration.traces import TraceSet
 from calibration.traces.paradigms import paradigm_of
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 CHEAP_SHARE = 0.05
 """A draft step's price as a share of a verify step where drafting is taken to be cheap."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,12 +17,13 @@ from analysis.routing.drift import drift, widest_phases
 from analysis.routing.findings import Drift, Online, PricedRouting, RoutingFindings
 from analysis.routing.online import online
 from analysis.routing.play import bandits
-from analysis.routing.served import Ints, Priced, RequestTable, Server, cheap_prices, own_prices
+from analysis.routing.served import Priced, RequestTable, Server, cheap_prices, own_prices
+from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError, did_you_mean
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from calibration.traces.paradigms import paradigm_of
 
-Progress = Callable[[int, int], None]
 Phases = tuple[tuple[str, ...], tuple[str, ...]]
 """Domains before and after a drift."""
 _GROWTH_POINTS = 12

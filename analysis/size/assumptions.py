@@ -10,16 +10,11 @@ import numpy as np
 from analysis.common.bootstrap import number
 from analysis.size.family import made_shape
 from analysis.size.findings import DepthPoint, DepthStudy, LatencyAssumption
-from analysis.size.formula import (
-    Floats,
-    best_lengths,
-    break_even_rate,
-    continuous_best_length,
-    tokens_per_round,
-)
+from analysis.size.formula import best_lengths, break_even_rate, continuous_best_length, tokens_per_round
 from analysis.size.large import Drafter, Drawn, drawn_speedups, round_costs, spread
 from analysis.size.settings import Place, SizeSettings
 from analysis.size.sweetspot import find_spots
+from calibration.common.arrays import Floats
 
 DEPTHS = (2, 4, 8, 16, 28, 40)
 """Layers of drafters of equal parameters."""

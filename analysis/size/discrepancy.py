@@ -13,13 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from analysis.common.bootstrap import LEVEL, number
 from analysis.size.findings import Discrepancy, SpeedCheck
-
-Floats = NDArray[np.float64]
+from calibration.common.arrays import Floats
 
 _MOST = 50.0
 """Errors are cut at a factor of exp(50): that far out only the side counts."""

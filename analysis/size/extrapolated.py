@@ -23,7 +23,6 @@ from analysis.size.findings import (
     SizeCurve,
     SpeedCheck,
 )
-from analysis.size.formula import Floats
 from analysis.size.large import (
     Drafter,
     Drawn,
@@ -41,6 +40,7 @@ from analysis.size.measured import OwnLaw
 from analysis.size.settings import Place, SizeSettings
 from analysis.size.sweetspot import find_spots
 from analysis.size.words import most_often, scaled
+from calibration.common.arrays import Floats
 from simulator.hardware.kernels import Efficiencies
 
 EQUAL_PARAMETERS = 0.8e9

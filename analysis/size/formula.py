@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Floats = NDArray[np.float64]
+from calibration.common.arrays import Floats
 
 
 def tokens_per_round(rate: ArrayLike, draft_tokens: ArrayLike) -> Floats:

@@ -17,10 +17,11 @@ from numpy.random import Generator
 from analysis.common.bootstrap import LEVEL, Estimate, number
 from analysis.size.family import made_shape
 from analysis.size.findings import Excluded, SizeCurve, SizePoint, SweetSpot
-from analysis.size.formula import Floats, tokens_per_round
+from analysis.size.formula import tokens_per_round
 from analysis.size.settings import Place, SizeSettings
 from analysis.size.sweetspot import find_spots, likely_best, shares_of
 from analysis.size.words import flat_words, interval_text, parameters_interval, parameters_text, scaled, speedup_text
+from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError, CostError
 from calibration.shapes.shapes import Shape, get_shape
 from simulator.hardware.kernels import Efficiencies

@@ -25,7 +25,7 @@ from analysis.common.bootstrap import LEVEL, Estimate, number
 from analysis.laws import FittedForm, compare_forms, fit_form
 from analysis.size.facts import FAMILIES, SizedPair
 from analysis.size.findings import BandCheck
-from analysis.size.formula import Floats
+from calibration.common.arrays import Floats
 from calibration.common.errors import ConvergenceWarning, ReplayError
 
 TWO_PARAMETERS = ("log-linear", "power", "logit")

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.random import Generator
 
 from analysis.common.bootstrap import LEVEL, ClusterBootstrap, Estimate, number
-from analysis.common.rounds import Floats
 from analysis.size.facts import SizedPair
 from analysis.size.family import Student, family_by_size
 from analysis.size.findings import LatencyLine, MeasuredFamily, SizeCurve, SizePoint, SweetSpot
@@ -28,6 +27,7 @@ from analysis.size.prices import PROPORTIONAL, ROOFLINE, Share, priced
 from analysis.size.settings import SizeSettings
 from analysis.size.sweetspot import Judged, find_spots, judge_sizes, shares_of
 from analysis.size.words import spot_statement
+from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 
 _REFITTED = 40

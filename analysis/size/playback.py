@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from analysis.common.rounds import Floats, recording, replay_rounds
+from analysis.common.rounds import recording, replay_rounds
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.pricing.costs import StepCost

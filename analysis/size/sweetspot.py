@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.common.bootstrap import LEVEL, Bounds, Candidates, ClusterBootstrap, most, number
-
-Floats = NDArray[np.float64]
+from calibration.common.arrays import Floats
 
 WITHIN = 0.02
 """The flat region reaches down to this share below the maximum."""

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.common.bootstrap import ClusterBootstrap, Estimate, Floats
+from analysis.common.bootstrap import ClusterBootstrap, Estimate
 from analysis.common.rounds import Recording, RoundSums, replay_rounds
+from calibration.common.arrays import Floats
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ import pyarrow as pa
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from analysis.common.bootstrap import Floats
 from analysis.speedup.grid import OPERATIONS, CellRun, Steps
+from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 from simulator.pricing.fitted import Cells, Curve, fit_curve, held_out_errors, repeated_cells
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from analysis.common.simulated import simulate_and_hear
 from calibration.common.errors import ReplayError
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator import RunResult
 
 if TYPE_CHECKING:
     from simulator import Scenario
 
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 
 EXTRAPOLATED_SHARE = 0.01
 """A run with more than this share of iterations outside the measured range is labelled extrapolated."""

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.common.bootstrap import Bounds, Candidates, ClusterBootstrap, Estimate, Floats, number
+from analysis.common.bootstrap import Bounds, Candidates, ClusterBootstrap, Estimate, number
 from analysis.speedup.costdraws import CostDraws
 from analysis.speedup.grid import CellRun
+from calibration.common.arrays import Floats
 
 
 @dataclass(frozen=True)

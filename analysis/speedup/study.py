@@ -22,10 +22,11 @@ from analysis.speedup.findings import (
     Sizes,
     StudySettings,
 )
-from analysis.speedup.grid import Cell, CellRun, Progress, baselines, cell_scenario, grid_cells, requests_of, run_grid
+from analysis.speedup.grid import Cell, CellRun, baselines, cell_scenario, grid_cells, requests_of, run_grid
 from analysis.speedup.schedule import Crossover, crossovers, schedules
 from analysis.speedup.speedup import BestLength, best_length, compare_lengths
 from calibration.common.errors import CostError, ReplayError
+from calibration.common.progress import Progress
 from calibration.proposers.ngram import lookup_runs
 from calibration.traces import DrafterInfo, Manifest, ModelInfo, TraceSet
 from simulator import Scenario

@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 from scipy.special import expit, log_expit, logsumexp, stdtrit
 
-from analysis.common.bootstrap import LEVEL, Estimate, Floats, number
+from analysis.common.bootstrap import LEVEL, Estimate, number
+from calibration.common.arrays import Floats
 from calibration.common.errors import ConvergenceWarning
 
 _NODES = np.linspace(-5.0, 5.0, 201)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.common.bootstrap import LEVEL, ClusterBootstrap, Estimate, Floats, number
+from analysis.common.bootstrap import LEVEL, ClusterBootstrap, Estimate, number
 from analysis.common.rounds import RoundSums, recording, replay_rounds
 from analysis.tokens.frailty import frailty_trend
 from analysis.tokens.rows import TokenRows
+from calibration.common.arrays import Floats
 from calibration.common.errors import ConvergenceWarning, ReplayError, ReportError
 from calibration.traces import TraceSet
 

@@ -11,7 +11,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from analysis.common.bootstrap import ClusterBootstrap, Estimate, number
-from analysis.tokens.rows import Floats, TokenRows
+from analysis.tokens.rows import TokenRows
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReportError
 
 ROWS = 40_000

@@ -20,7 +20,8 @@ from numpy.random import Generator
 from scipy.special import stdtrit
 
 from analysis.common.bootstrap import LEVEL, Estimate, number
-from analysis.tokens.rows import NUMERIC, Floats, TokenRows
+from analysis.tokens.rows import NUMERIC, TokenRows
+from calibration.common.arrays import Floats
 from calibration.common.errors import ConvergenceWarning
 
 EXCHANGEABLE_ROWS = 6_000

@@ -10,11 +10,10 @@ import pyarrow.compute as pc
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from analysis.common.rounds import Ints, Recording, recording
+from analysis.common.rounds import Recording, recording
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError, ReportError
 from calibration.traces import TraceSet
-
-Floats = NDArray[np.float64]
 
 NUMERIC = ("confidence", "entropy", "ln position", "depth")
 """Continuous features, in the order of `TokenRows.numeric`: probability of the drafter's most likely token; entropy

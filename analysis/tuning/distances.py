@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.common.bootstrap import Estimate, Floats, number
+from analysis.common.bootstrap import Estimate, number
 from analysis.tuning.candidate import Candidate
 from analysis.tuning.findings import OracleGap, SensitivityPoint
 from analysis.tuning.halving import Judge
 from analysis.tuning.intervals import interval, ratio_of_means
+from calibration.common.arrays import Floats
 
 
 def oracle_gaps(

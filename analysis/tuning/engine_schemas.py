@@ -15,18 +15,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Natural = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+from calibration.common.settings import Count, Natural, Table
+
 Entry = Annotated[tuple[Count, Count, Natural], Field(strict=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class VllmSpeculativeConfig(_Strict):
+class VllmSpeculativeConfig(Table):
     """The JSON of ``vllm serve --speculative-config``.
 
     `num_speculative_tokens` is the longest draft, without the bonus token. Entries of the schedule are
@@ -61,7 +57,7 @@ class VllmSpeculativeConfig(_Strict):
         return self
 
 
-class SglangTier(_Strict):
+class SglangTier(Table):
     """One range of batch sizes of SGLang's adaptive configuration; 0 steps draft nothing."""
 
     candidate_steps: Annotated[tuple[Natural, ...], Field(min_length=1, strict=False)]
@@ -70,10 +66,8 @@ class SglangTier(_Strict):
     ceiling_coeff: Annotated[float, Field(ge=0)] = 0.0
 
 
-class SglangAdaptiveConfig(_Strict):
+class SglangAdaptiveConfig(Table):
     """The JSON file of ``--speculative-adaptive-config``: tiers by their smallest batch size, and what all share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     ema_alpha: Annotated[float, Field(gt=0, le=1)] = 0.2
     update_interval: Count = 5
@@ -86,7 +80,7 @@ class SglangAdaptiveConfig(_Strict):
         return {step for tier in self.tiers.values() for step in tier.candidate_steps}
 
 
-class SglangArguments(_Strict):
+class SglangArguments(Table):
     """Options of ``sglang.launch_server``; `speculative_num_draft_tokens` counts the bonus token."""
 
     speculative_algorithm: Literal["EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "NGRAM"]
@@ -124,7 +118,7 @@ class SglangArguments(_Strict):
         return self
 
 
-class TensorrtDecoding(_Strict):
+class TensorrtDecoding(Table):
     """``speculative_config`` of TensorRT-LLM's LLM API, PyTorch backend. Lengths are without the bonus token.
 
     A batch takes the length of the smallest key of `draft_len_schedule` that is at least its size, and drafts nothing
@@ -156,7 +150,7 @@ class TensorrtDecoding(_Strict):
         return self
 
 
-class TensorrtOptions(_Strict):
+class TensorrtOptions(Table):
     """The YAML file of ``trtllm-serve --extra_llm_api_options``."""
 
     speculative_config: TensorrtDecoding

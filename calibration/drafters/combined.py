@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from calibration.common.errors import CalibrationError
+from calibration.common.settings import Count
 from calibration.drafters.info import DrafterSettings
 from calibration.models.load import Verifier
 from calibration.traces.manifest import DrafterInfo
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from calibration.drafters.info import AnyDrafter
     from calibration.drafters.pairs import Before, Merged
     from calibration.models.drafter import Drafter
-
-Natural = Annotated[int, Field(ge=1)]
 
 
 class NgramBeforeModel(DrafterSettings):
@@ -33,8 +32,8 @@ class NgramBeforeModel(DrafterSettings):
     kind: Literal["ngram-before-model"] = "ngram-before-model"
     first: AnyDrafter
     second: AnyDrafter
-    least_tokens: Natural = 1
-    max_draft_tokens: Natural = 8
+    least_tokens: Count = 1
+    max_draft_tokens: Count = 8
 
     @property
     def default_name(self) -> str:
@@ -68,7 +67,7 @@ class MergedTrees(DrafterSettings):
     first: AnyDrafter
     second: AnyDrafter
     choose: Literal["both", "confidence"] = "both"
-    max_draft_tokens: Natural = 8
+    max_draft_tokens: Count = 8
 
     @property
     def default_name(self) -> str:
@@ -105,9 +104,9 @@ class RetrievalFused(DrafterSettings):
     first: AnyDrafter
     second: AnyDrafter
     prune: Literal["first-token", "path"] = "first-token"
-    top: Natural = 8
+    top: Count = 8
     min_probability: Annotated[float, Field(gt=0, le=1)] = 0.01
-    max_draft_tokens: Natural = 8
+    max_draft_tokens: Count = 8
 
     @property
     def default_name(self) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
-
+from calibration.common.settings import Table
 from calibration.traces.manifest import DrafterInfo
 
 if TYPE_CHECKING:
@@ -14,10 +13,9 @@ if TYPE_CHECKING:
     from calibration.models.load import Verifier
 
 
-class DrafterSettings(BaseModel):
+class DrafterSettings(Table):
     """One ``[[drafter]]`` of a job. ``name`` is how the TraceSet calls it; each kind has a default of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     paradigm: ClassVar[str]
     name: str = ""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from calibration.common.errors import CalibrationError
+from calibration.common.settings import Fraction
 from calibration.drafters.distilled import trained_info
 from calibration.drafters.info import TrainedSettings
 from calibration.models.load import Verifier
@@ -28,7 +29,7 @@ class Kangaroo(TrainedSettings):
 
     paradigm: ClassVar[str] = "kangaroo"
     kind: Literal["kangaroo"] = "kangaroo"
-    confidence: Annotated[float, Field(ge=0, le=1)] = 0.6
+    confidence: Fraction = 0.6
     tokens: Annotated[int, Field(ge=1)] = 6
 
     def build(self, verifier: Verifier) -> ModelDrafter:

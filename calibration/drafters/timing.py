@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibration.common.fetch import Progress
+from calibration.common.progress import StageProgress
 from calibration.models.clock import energy_j, start_clock
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def measure(
     model: Any,
     drafters: Sequence[Drafter],
     grid: TimingGrid,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> dict[str, list[Any]]:
     """Time every cell of `grid`; give the columns of the table ``timings``.
 

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Ints
 from calibration.common.errors import CalibrationError
 
-IntArray = NDArray[np.int64]
 
-
-def token_counts(source: Path | str, vocabulary: int) -> IntArray:
+def token_counts(source: Path | str, vocabulary: int) -> Ints:
     """Give how often each of `vocabulary` tokens was written in `source` [vocabulary].
 
     `source` is a TraceSet or a corpus of training text, of which the outputs count, or a CSV file with the columns
@@ -32,24 +30,24 @@ def token_counts(source: Path | str, vocabulary: int) -> IntArray:
     if tokens.min() < 0 or tokens.max() >= vocabulary:
         worst = tokens.max() if tokens.max() >= vocabulary else tokens.min()
         raise CalibrationError(f"{path}: tokens must lie in [0, {vocabulary - 1}], got {worst}")
-    found: IntArray = np.zeros(vocabulary, dtype=np.int64)
+    found: Ints = np.zeros(vocabulary, dtype=np.int64)
     np.add.at(found, tokens, counts)
     return found
 
 
-def save_token_counts(counts: IntArray, path: Path | str) -> None:
+def save_token_counts(counts: Ints, path: Path | str) -> None:
     """Write the counts that are not 0 as CSV, most frequent first."""
     order = ranked(counts)[: int((counts > 0).sum())]
     pa.csv.write_csv(pa.table({"token": order, "count": counts[order]}), path)
 
 
-def ranked(counts: IntArray) -> IntArray:
+def ranked(counts: Ints) -> Ints:
     """Give token ids by falling count; among equals the lower id, in BPE the earlier merge, comes first."""
-    order: IntArray = np.argsort(-counts, kind="stable")
+    order: Ints = np.argsort(-counts, kind="stable")
     return order
 
 
-def most_frequent(counts: IntArray, tokens: int | None = None, coverage: float | None = None) -> IntArray:
+def most_frequent(counts: Ints, tokens: int | None = None, coverage: float | None = None) -> Ints:
     """Give the ids, rising, of the `tokens` most frequent ones, or of as many as make up `coverage` of the counts."""
     order = ranked(counts)
     if tokens is None:
@@ -58,12 +56,12 @@ def most_frequent(counts: IntArray, tokens: int | None = None, coverage: float |
     return np.sort(order[:tokens])
 
 
-def counts_hash(counts: IntArray) -> str:
+def counts_hash(counts: Ints) -> str:
     """Give the sha256 of the table."""
     return hashlib.sha256(counts.astype("<i8").tobytes()).hexdigest()
 
 
-def _written(path: Path) -> IntArray:
+def _written(path: Path) -> Ints:
     from calibration.drafters.proposed import read_texts
 
     return np.concatenate(
@@ -71,7 +69,7 @@ def _written(path: Path) -> IntArray:
     )
 
 
-def _read_csv(path: Path) -> tuple[IntArray, IntArray]:
+def _read_csv(path: Path) -> tuple[Ints, Ints]:
     try:
         table = pa.csv.read_csv(path)
         columns = [table[name].to_numpy().astype(np.int64, casting="safe") for name in ("token", "count")]

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Generic, Literal
 
 from calibration.common.collection import no_collection
 from calibration.common.errors import CalibrationError
+from calibration.common.progress import StageProgress
 from calibration.engines.protocol import Engine, EngineRequest, Step
 from calibration.observe.prompts import Prompt
 from calibration.observe.source import R, Source
 
 Clock = Literal["thread-cpu", "wall"]
 """CPU time of this process, or time of the wall."""
-Progress = Callable[[str, int, int], None]
-"""Called as ``progress(stage, done, total)``."""
 
 _ALL = 1 << 60
 _IN_VAIN = 1000
@@ -49,7 +48,7 @@ def drive(
     prompts: Sequence[Prompt],
     *,
     clock: Clock = "thread-cpu",
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Drive:
     """Serve the requests of `source`, a workload, with `engine`; `prompts` are those of the sequences it draws from.
 
@@ -58,7 +57,7 @@ def drive(
     what the protocol rules out, or a prompt has no token ids.
     """
     run = _Run(engine, source, prompts, clock)
-    report: Progress = progress or (lambda stage, done, total: None)
+    report: StageProgress = progress or (lambda stage, done, total: None)
     gc.collect()  # now, and not in a step, where it would be taken for the engine's
     with no_collection():
         while not source.done:

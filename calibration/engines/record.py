@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 
 from calibration.common.errors import CalibrationError, TraceError
 from calibration.common.files import begin_job
+from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
-from calibration.engines.drive import Clock, Progress, check_engine, drain, drive
+from calibration.engines.drive import Clock, check_engine, drain, drive
 from calibration.engines.protocol import Engine, EngineRequest
 from calibration.measured.manifest import Manifest
 from calibration.measured.run import MARKER, MeasuredRun
@@ -95,7 +96,7 @@ class Recording:
             return self.condition.repeats
         return sum(self._has(repeat) for repeat in range(self.condition.repeats))
 
-    def take(self, source: Source[R], prompts: Sequence[Prompt], *, progress: Progress | None = None) -> None:
+    def take(self, source: Source[R], prompts: Sequence[Prompt], *, progress: StageProgress | None = None) -> None:
         """Run the next repeat on `source`, which must be fresh; after the last one the measured run is written.
 
         Does nothing where all is through.
@@ -181,7 +182,7 @@ def measure(
     make_source: Callable[[], Source[R]],
     prompts: Sequence[Prompt],
     *,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> MeasuredRun:
     """Record all repeats of `condition` that are not there yet, after a warm-up; give the measured run."""
     recording = Recording(folder, condition, engine)

@@ -10,8 +10,8 @@ from typing import Any
 
 from calibration.common.checksums import TABLE_SHA256, sha256
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
 from calibration.common.files import write_whole
+from calibration.common.progress import StageProgress
 from calibration.common.secrets import without_secrets
 from calibration.common.version import paceline_version
 from calibration.grading.builtin import builtin_items
@@ -53,7 +53,7 @@ class Grading:
     manifest: dict[str, Any]
 
 
-def run_grading(settings: GradingSettings, progress: Progress | None = None) -> Grading:
+def run_grading(settings: GradingSettings, progress: StageProgress | None = None) -> Grading:
     """Grade every item at every stage; `progress` hears (stage, done, total).
 
     Raises:
@@ -153,7 +153,7 @@ def _one(
     stages: dict[str, int],
     items: Sequence[Item],
     settings: GradingSettings,
-    progress: Progress | None,
+    progress: StageProgress | None,
 ) -> tuple[list[Grade], dict[str, float], dict[str, Any]]:
     """Give grades and seconds of the stages of one model, and how they were measured."""
     from calibration.grading.cost import clock_name, stage_seconds
@@ -200,7 +200,7 @@ def _one(
 class _Bar:
     """Adds up what is done for a progress bar."""
 
-    def __init__(self, progress: Progress | None, name: str, total: int) -> None:
+    def __init__(self, progress: StageProgress | None, name: str, total: int) -> None:
         self._progress, self._name, self._total, self._done = progress, name, total, 0
 
     def add(self, number: int) -> None:

@@ -18,15 +18,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin
 from calibration.importers.tables import Collected
 from calibration.traces import PromptSource, TraceSet
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 _ROUNDING = 0.005
 """By how much a rate may exceed the one before it: tables and logs are rounded."""
 
@@ -127,7 +125,7 @@ def even_lengths(
     return [(share(prompt_tokens, index), share(output_tokens, index)) for index in range(requests)]
 
 
-def draw_positions(law: AcceptanceLaw, positions: int, rng: Generator) -> tuple[IntArray, IntArray | None]:
+def draw_positions(law: AcceptanceLaw, positions: int, rng: Generator) -> tuple[Ints, Ints | None]:
     """Draw run lengths and proposal lengths (None: as many as asked) for `positions` positions of one request.
 
     Of drafts shorter than asked only the mean is known: those that are not `law.longest` long are taken to have ended
@@ -188,7 +186,7 @@ def spread_laws(law: AcceptanceLaw, lengths: Lengths, std_tokens: float, rng: Ge
     ]
 
 
-def _tilted(law: AcceptanceLaw, output: FloatArray, scores: FloatArray, theta: float) -> FloatArray:
+def _tilted(law: AcceptanceLaw, output: Floats, scores: Floats, theta: float) -> Floats:
     """Give P(run = n) of every request (requests, K + 1), for which the requests' rounds add up to `law`."""
     wanted = -np.diff(np.concatenate(([1.0], law.rates, [0.0])))
     held = np.arange(law.longest + 1)

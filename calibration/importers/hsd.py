@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import TraceError, did_you_mean
 from calibration.importers.origin import Origin
 from calibration.importers.round_log import LoggedRequest, groups, read_columns, trace_of_rounds
@@ -22,8 +22,6 @@ from calibration.importers.rounds import Rounds
 from calibration.traces import TraceSet
 
 FORMAT = "hsd-eagle3-rounds"
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,14 @@ class HsdQuestion:
 
     run: str
     question: int
-    accepted: IntArray
-    drafted: IntArray
-    verify_s: FloatArray
-    evaluate_s: FloatArray
-    draft_s: FloatArray
+    accepted: Ints
+    drafted: Ints
+    verify_s: Floats
+    evaluate_s: Floats
+    draft_s: Floats
 
     @property
-    def round_s(self) -> FloatArray:
+    def round_s(self) -> Floats:
         """Seconds of each round, all parts."""
         return self.verify_s + self.evaluate_s + self.draft_s
 

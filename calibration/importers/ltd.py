@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import TraceError, did_you_mean
 from calibration.importers.origin import Origin
 from calibration.importers.round_log import LoggedRequest, groups, read_columns, trace_of_rounds
@@ -34,17 +34,15 @@ from calibration.importers.rounds import Rounds
 from calibration.traces import TraceSet
 
 FORMAT = "ltd-eagle3-rounds"
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class LtdRounds:
     """The rounds of one question: accepted tokens (bonus excluded), and seconds and passes of each drafting."""
 
-    accepted: IntArray
-    draft_s: FloatArray
-    passes: IntArray
+    accepted: Ints
+    draft_s: Floats
+    passes: Ints
 
 
 @dataclass(frozen=True)

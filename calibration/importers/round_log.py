@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.common.arrays import Ints
 from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin, prompt_source
-from calibration.importers.rounds import IntArray, Rounds, Tally, depth_rates, fill
+from calibration.importers.rounds import Rounds, Tally, depth_rates, fill
 from calibration.importers.tables import Collected
 from calibration.traces import TraceSet
 
@@ -79,7 +80,7 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def groups(*keys: NDArray[Any]) -> dict[tuple[Any, ...], IntArray]:
+def groups(*keys: NDArray[Any]) -> dict[tuple[Any, ...], Ints]:
     """Give the rows of every combination of `keys`, in the order in which the combinations first appear."""
     found: dict[tuple[Any, ...], list[int]] = {}
     for row, key in enumerate(zip(*(column.tolist() for column in keys), strict=True)):

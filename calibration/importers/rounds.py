@@ -29,8 +29,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from calibration.common.arrays import Floats, Ints
+
 _UNSEEN = -1
 
 
@@ -38,17 +38,17 @@ _UNSEEN = -1
 class Rounds:
     """Rounds of one request in order: tokens accepted (bonus excluded) and drafted. Round 1 starts at position 1."""
 
-    accepted: IntArray
-    drafted: IntArray
+    accepted: Ints
+    drafted: Ints
 
 
 @dataclass(frozen=True)
 class Placed:
     """Rounds with the positions where they start, each below the length of the output."""
 
-    starts: IntArray
-    accepted: IntArray
-    drafted: IntArray
+    starts: Ints
+    accepted: Ints
+    drafted: Ints
     recorded: NDArray[np.bool_]
 
 
@@ -84,12 +84,12 @@ class Tally:
 class Filled:
     """Run and proposal lengths at positions 1 .. T-1; `proposals` is None where the drafter always proposes."""
 
-    runs: IntArray
-    proposals: IntArray | None
+    runs: Ints
+    proposals: Ints | None
     tally: Tally
 
 
-def depth_rates(rounds: Iterable[Rounds]) -> FloatArray:
+def depth_rates(rounds: Iterable[Rounds]) -> Floats:
     """Give the conditional acceptance by depth 1, 2, ...: accepted there, of the tokens drafted there and reached.
 
     The product-limit estimate of Kaplan and Meier 1958: a draft that was accepted whole counts up to its length and
@@ -125,7 +125,7 @@ def place(rounds: Rounds, output_tokens: int, rng: Generator) -> Placed:
 
 
 def fill(
-    rounds: Rounds, output_tokens: int, longest: int, rates: FloatArray, *, looks_up: bool, rng: Generator
+    rounds: Rounds, output_tokens: int, longest: int, rates: Floats, *, looks_up: bool, rng: Generator
 ) -> Filled:
     """Give run lengths at positions 1 .. output_tokens - 1 from the `rounds` of one request.
 
@@ -147,7 +147,7 @@ def fill(
     return Filled(runs, proposals, _tally(rounds, found, known, output_tokens))
 
 
-def _bits(found: Placed, output_tokens: int, looks_up: bool) -> tuple[IntArray, IntArray]:
+def _bits(found: Placed, output_tokens: int, looks_up: bool) -> tuple[Ints, Ints]:
     """Give the match bits (`_UNSEEN` where nobody looked) and the depth at which an unseen one would be drafted."""
     bits = np.full(output_tokens, _UNSEEN, dtype=np.int64)
     depth = np.ones(output_tokens, dtype=np.int64)
@@ -161,14 +161,14 @@ def _bits(found: Placed, output_tokens: int, looks_up: bool) -> tuple[IntArray, 
     return bits, depth
 
 
-def _runs(match: NDArray[np.bool_]) -> IntArray:
+def _runs(match: NDArray[np.bool_]) -> Ints:
     """Give, for every position, how many true values follow from there on."""
     index = np.arange(len(match))
     misses = np.append(np.flatnonzero(~match), len(match))
     return misses[np.searchsorted(misses, index)] - index
 
 
-def _proposed(found: Placed, runs: IntArray, output_tokens: int) -> tuple[IntArray, IntArray]:
+def _proposed(found: Placed, runs: Ints, output_tokens: int) -> tuple[Ints, Ints]:
     """Give run lengths, cut to the draft where a round started, and proposal lengths."""
     runs, left = runs.copy(), np.zeros_like(runs)
     for start, accepted, drafted in zip(found.starts, found.accepted, found.drafted, strict=True):
@@ -197,7 +197,7 @@ def _tally(rounds: Rounds, found: Placed, known: NDArray[np.bool_], output_token
     )
 
 
-def drafts_for(accepted: IntArray, drafted_tokens: int, longest: int, rng: Generator) -> IntArray | None:
+def drafts_for(accepted: Ints, drafted_tokens: int, longest: int, rng: Generator) -> Ints | None:
     """Give draft lengths that add up to `drafted_tokens`, for rounds of which only the sum is known.
 
     Every draft has `longest` tokens but for some, drawn at random, that ended where they were accepted. None where no

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Ints
 from calibration.traces import make_table
-
-IntArray = NDArray[np.int64]
 
 
 class Collected:
@@ -23,8 +21,8 @@ class Collected:
         self._ids: list[str] = []
         self._drafters: list[str] = []
         self._counts: list[int] = []
-        self._runs: list[IntArray] = []
-        self._proposals: list[IntArray | None] = []
+        self._runs: list[Ints] = []
+        self._proposals: list[Ints | None] = []
 
     def sequence(self, name: str, domain: str, prompt_tokens: int, output_tokens: int, finish_reason: str) -> None:
         """Add a request."""
@@ -32,7 +30,7 @@ class Collected:
         for column, value in zip(self._sequences.values(), row, strict=True):
             column.append(value)
 
-    def positions(self, name: str, drafter: str, runs: IntArray, proposals: IntArray | None) -> None:
+    def positions(self, name: str, drafter: str, runs: Ints, proposals: Ints | None) -> None:
         """Add run and proposal lengths at positions 1, 2, ... of request `name`."""
         self._ids.append(name)
         self._drafters.append(drafter)

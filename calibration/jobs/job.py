@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.common.extras import require
-from calibration.common.fetch import Advance, Progress
+from calibration.common.fetch import Advance
+from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
 from calibration.models.load import DeviceChoice, DtypeChoice, Verifier, load_verifier
 from calibration.prompts import PromptFile, load_prompts, read_prompt_file
@@ -113,7 +114,7 @@ class CalibrationSettings:
         )
 
 
-def calibrate(settings: CalibrationSettings, out: str | Path, progress: Progress | None = None) -> TraceSet:
+def calibrate(settings: CalibrationSettings, out: str | Path, progress: StageProgress | None = None) -> TraceSet:
     """Record the TraceSet that `settings` describe into the folder `out`; give it.
 
     ``progress(stage, done, total)`` is called for the stages "download ..." and "convert ..." (first use of a
@@ -151,7 +152,9 @@ def calibrate(settings: CalibrationSettings, out: str | Path, progress: Progress
     return TraceSet.read(target)
 
 
-def record_timings(settings: CalibrationSettings, folder: str | Path, progress: Progress | None = None) -> TraceSet:
+def record_timings(
+    settings: CalibrationSettings, folder: str | Path, progress: StageProgress | None = None
+) -> TraceSet:
     """Take the step times of the TraceSet in `folder` anew, leaving its other tables as they are; give the new set.
 
     `settings` are those that it was recorded with; verifier, drafters and what to time count. `CalibrationError`
@@ -178,7 +181,7 @@ def record_timings(settings: CalibrationSettings, folder: str | Path, progress: 
     return TraceSet.read(folder)
 
 
-def _load(settings: CalibrationSettings, progress: Progress | None) -> tuple[Verifier, list[Drafter]]:
+def _load(settings: CalibrationSettings, progress: StageProgress | None) -> tuple[Verifier, list[Drafter]]:
     """Load the verifier, and make its drafters."""
     from calibration.drafters import build_drafter, parse_drafter
 
@@ -238,10 +241,10 @@ def _record_shards(
     drafters: Sequence[Drafter],
     shards: Sequence[Sequence[Request]],
     partial: Partial,
-    progress: Progress | None,
+    progress: StageProgress | None,
 ) -> None:
     """Generate and record every shard that `partial` does not hold yet; each has random numbers of its own."""
-    report: Progress = progress or (lambda stage, done, total: None)
+    report: StageProgress = progress or (lambda stage, done, total: None)
     unit = 2 * settings.max_new_tokens  # every token is written once and read once
     total = unit * len(shards)
     done = unit * sum(partial.has(number) for number in range(len(shards)))
@@ -294,7 +297,7 @@ def _record_shard(
 
 
 def _timings(
-    verifier: Verifier, drafters: Sequence[Drafter], settings: CalibrationSettings, progress: Progress | None
+    verifier: Verifier, drafters: Sequence[Drafter], settings: CalibrationSettings, progress: StageProgress | None
 ) -> Any:
     from calibration.timing import TimingGrid, measure
 

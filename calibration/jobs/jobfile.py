@@ -20,7 +20,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from calibration.common.errors import CalibrationError
-from calibration.common.toml import FromList, Table, check, read_toml
+from calibration.common.settings import Count, FromList, Table
+from calibration.common.toml import check, read_toml
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.kinds import AnyDrafter
 from calibration.drafters.timing import TimingGrid
@@ -28,8 +29,7 @@ from calibration.jobs.job import CalibrationSettings
 from calibration.jobs.long_context_job import LongContextTable
 from calibration.models.load import DeviceChoice, DtypeChoice
 
-Positive = Annotated[int, Field(ge=1)]
-Counts = Annotated[tuple[Positive, ...], FromList, Field(min_length=1)]
+Counts = Annotated[tuple[Count, ...], FromList, Field(min_length=1)]
 
 
 class ModelTable(Table):
@@ -50,13 +50,13 @@ class PromptsTable(Table):
 
     file: str | None = None
     domains: Annotated[tuple[str, ...], FromList, Field(min_length=1)] | None = None
-    limit_per_domain: Positive | None = None
+    limit_per_domain: Count | None = None
 
 
 class DecodingTable(Table):
     """How the verifier writes; temperature 0 is greedy."""
 
-    max_new_tokens: Positive = 256
+    max_new_tokens: Count = 256
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
@@ -68,8 +68,8 @@ class RecordTable(Table):
     draft of the drafters' free runs, of which one starts at every ``rollout_stride``-th position (0: none).
     """
 
-    batch_size: Positive = 8
-    gamma_max: Positive = 8
+    batch_size: Count = 8
+    gamma_max: Count = 8
     rollout_stride: Annotated[int, Field(ge=0)] = 8
 
 
@@ -82,8 +82,8 @@ class TimingsTable(Table):
     contexts: Counts = TimingGrid.contexts
     prefill_batches: Counts = TimingGrid.prefill_batches
     prefill_tokens: Counts = TimingGrid.prefill_tokens
-    warmups: Positive = TimingGrid.warmups
-    repeats: Positive = TimingGrid.repeats
+    warmups: Count = TimingGrid.warmups
+    repeats: Count = TimingGrid.repeats
 
 
 class Job(Table):

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
 from calibration.common.files import write_whole
+from calibration.common.progress import StageProgress
 from calibration.drafters.lanes import ModelDrafter
 from calibration.drafters.memory_block import choose_blocks, received_in
 from calibration.models.generate import generate
@@ -93,7 +93,7 @@ def window_study(
     gamma: int = 4,
     queries: int = 32,
     layer: int | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> list[WindowRow]:
     """Measure every window after the prompts of every context length (`prompts`: context -> token ids).
 

@@ -18,9 +18,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
 from calibration.common.files import write_whole
-from calibration.common.toml import FromList, Table
+from calibration.common.progress import StageProgress
+from calibration.common.settings import Count, FromList, Natural, Table
 from calibration.prompts import load_prompts, read_prompt_file
 
 if TYPE_CHECKING:
@@ -29,16 +29,13 @@ if TYPE_CHECKING:
     from calibration.models.drafter import Drafter
     from calibration.models.load import Verifier
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-
 
 class WindowTable(Table):
     """One window to try, as in kind "windowed"; without ``recent`` it is the whole context."""
 
-    sink: NotNegative = 0
-    recent: Positive | None = None
-    memory: NotNegative = 0
+    sink: Natural = 0
+    recent: Count | None = None
+    memory: Natural = 0
     prefill: Literal["whole", "window"] = "whole"
 
     @model_validator(mode="after")
@@ -60,14 +57,14 @@ class LongContextTable(Table):
     """
 
     drafter: str
-    contexts: Annotated[tuple[Positive, ...], FromList, Field(min_length=1)] = (2048, 4096, 8000)
-    prompts_per_context: Positive = 4
+    contexts: Annotated[tuple[Count, ...], FromList, Field(min_length=1)] = (2048, 4096, 8000)
+    prompts_per_context: Count = 4
     file: str | None = None
     domains: Annotated[tuple[str, ...], FromList, Field(min_length=1)] | None = None
     new_tokens: Annotated[int, Field(ge=2)] = 48
-    gamma: Positive = 4
-    memory_queries: Positive = 32
-    memory_layer: NotNegative | None = None
+    gamma: Count = 4
+    memory_queries: Count = 32
+    memory_layer: Natural | None = None
     window: Annotated[tuple[WindowTable, ...], FromList, Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -91,7 +88,7 @@ class LongContextStudy:
     drafter: ModelDrafter
     prompts: dict[int, list[list[int]]]
 
-    def run(self, out: Path, progress: Progress | None = None) -> Path:
+    def run(self, out: Path, progress: StageProgress | None = None) -> Path:
         """Measure, unless the table beside the TraceSet `out` holds the same already; give the table's path.
 
         The table is written whole or not at all. `progress` is called for the stage "long contexts".
@@ -108,7 +105,7 @@ class LongContextStudy:
             write_whole(note, json.dumps(identity, indent=2) + "\n")
         return table
 
-    def _measure(self, progress: Progress | None) -> list[WindowRow]:
+    def _measure(self, progress: StageProgress | None) -> list[WindowRow]:
         from calibration.jobs.long_context import WindowChoice, window_study
 
         told = self.settings

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from calibration.common.secrets import Command
+from calibration.common.settings import Table
 from calibration.traces.manifest import DeviceInfo, Sealing, TableInfo, parse_versioned
 
 SCHEMA_VERSION = 1
@@ -16,11 +17,7 @@ SCHEMA_VERSION = 1
 Setting = str | int | float | bool
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class EngineInfo(_Strict):
+class EngineInfo(Table):
     """The engine that was driven: its name, its version where known, and the settings that it ran with."""
 
     name: str
@@ -28,7 +25,7 @@ class EngineInfo(_Strict):
     settings: dict[str, Setting] = Field(default_factory=dict)
 
 
-class Manifest(_Strict):
+class Manifest(Table):
     """Everything about a measured run that is not a table.
 
     `role`: ``fit`` runs may be looked at before predicting, ``held-out`` ones may not. `clock`: what seconds mean,

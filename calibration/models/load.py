@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.common.extras import quiet_transformers, require
-from calibration.common.fetch import PUBLISHED, Progress, fetch
+from calibration.common.fetch import PUBLISHED, fetch
+from calibration.common.progress import StageProgress
 from calibration.traces.manifest import ModelInfo
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def load_verifier(
     device: DeviceChoice = "auto",
     dtype: DtypeChoice = "auto",
     device_map: str | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Verifier:
     """Load the verifier `name`: a published name (``smollm2-135m``), a local model folder, or a hub name.
 

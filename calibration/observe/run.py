@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Literal
 
 from calibration.common.errors import CalibrationError
+from calibration.common.progress import Progress
 from calibration.common.secrets import Secret
 from calibration.common.version import paceline_version
 from calibration.measured import EngineInfo, Manifest, MeasuredRun
@@ -24,7 +25,6 @@ from calibration.observe.server import Endpoint, Server, discover
 from calibration.observe.source import R, Request, Source
 from calibration.traces.manifest import DeviceInfo
 
-Progress = Callable[[int, int], None]
 _SETTLE_S = 0.1
 _SETTLE_READINGS = 20
 

@@ -23,6 +23,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from calibration.common.arrays import Ints
 from calibration.common.errors import CalibrationError
 from calibration.common.fetch import Advance
 from calibration.drafters.lanes import ModelDrafter
@@ -31,7 +32,7 @@ from calibration.models.generate import Output
 from calibration.models.rollouts import rollout
 from calibration.models.sampling import numpy_generator
 from calibration.recording.reading import Reading, Stats, read_together, run_lengths
-from calibration.recording.recorded_drafts import Columns, IntArray, leading_true, position_columns, rollout_columns
+from calibration.recording.recorded_drafts import Columns, leading_true, position_columns, rollout_columns
 from calibration.traces.manifest import DecodingInfo
 
 
@@ -185,7 +186,7 @@ def _tables(
     return found
 
 
-def _starts(session: _Session, drafter: ModelDrafter, part: bool) -> IntArray:
+def _starts(session: _Session, drafter: ModelDrafter, part: bool) -> Ints:
     """Say from where a lane drafter runs freely: everywhere where its drafts are needed, else at every stride."""
     stride = 1 if part or drafter.stop is not None else session.rollout_stride
     return np.arange(0, max(session.lengths) if stride else 0, stride or 1)
@@ -230,7 +231,7 @@ def _model_tables(
     drafter: ModelDrafter,
     row: int,
     free: Drafts | None,
-    starts: IntArray,
+    starts: Ints,
 ) -> tuple[Columns, Columns]:
     """Give the columns of a lane drafter for one row; its own stopping rule, if it has one, bounds its drafts."""
     output = session.outputs[row].ids
@@ -248,7 +249,7 @@ def _model_tables(
     return columns, rollout_columns(free.at(keep), starts[keep])
 
 
-def _stopped_columns(free: Drafts, sure: IntArray, most: int, generator: torch.Generator) -> Columns:
+def _stopped_columns(free: Drafts, sure: Ints, most: int, generator: torch.Generator) -> Columns:
     """Give run and proposal lengths of a sampled drafter that stops by itself; `sure` [T]: tokens until it would.
 
     As long as its drafts are the text, it stops where it would stop on the text: the run lengths, one draw each, are
@@ -265,7 +266,7 @@ def _stopped_columns(free: Drafts, sure: IntArray, most: int, generator: torch.G
     return {"run_length": runs.tolist(), "proposal_length": proposed.tolist(), "accept_probability": first}
 
 
-def _free_runs(session: _Session, reading: Reading, drafter: ModelDrafter, starts: IntArray) -> list[Drafts]:
+def _free_runs(session: _Session, reading: Reading, drafter: ModelDrafter, starts: Ints) -> list[Drafts]:
     """Give, for every row, what a lane drafter drafts from `starts`, the teacher-forced step 1 in front."""
     lane, stats = reading.lanes[drafter.name], reading.drafters[drafter.name]
     steps = session.gamma_max if drafter.stop is None else drafter.stop.tokens

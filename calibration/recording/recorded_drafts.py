@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from calibration.common.arrays import Ints
 from calibration.models.drafter import Drafts, followed
 from calibration.models.sampling import numpy_generator
 
 Columns = dict[str, list[Any]]
-IntArray = NDArray[np.int64]
 
 
 def position_columns(
@@ -66,7 +66,7 @@ def position_columns(
     }
 
 
-def rollout_columns(drafts: Drafts, starts: IntArray) -> Columns:
+def rollout_columns(drafts: Drafts, starts: Ints) -> Columns:
     """Give columns of rollouts.parquet for the rows of `drafts`, which begin at `starts`; none without confidence."""
     if drafts.confidence is None or drafts.entropy is None:
         return {}
@@ -80,7 +80,7 @@ def rollout_columns(drafts: Drafts, starts: IntArray) -> Columns:
     return columns
 
 
-def node_depths(drafts: Drafts) -> IntArray:
+def node_depths(drafts: Drafts) -> Ints:
     """Give the depth of every drafted node [T, N], 1 for a first token, 0 where there is none."""
     count, width = drafts.tokens.shape
     real = drafts.tokens >= 0
@@ -93,20 +93,20 @@ def node_depths(drafts: Drafts) -> IntArray:
     return depth[:, :width]
 
 
-def leading_true(flags: NDArray[np.bool_]) -> IntArray:
+def leading_true(flags: NDArray[np.bool_]) -> Ints:
     """Count the true values of each row before the first false."""
-    count: IntArray = np.cumprod(flags, axis=1, dtype=np.int64).sum(1)
+    count: Ints = np.cumprod(flags, axis=1, dtype=np.int64).sum(1)
     return count
 
 
-def _cumulative(depth: IntArray, proposed: IntArray) -> list[list[int]]:
+def _cumulative(depth: Ints, proposed: Ints) -> list[list[int]]:
     """Give, for every start, how many nodes there are down to depth 1, 2, ..."""
     levels = range(1, int(proposed.max(initial=0)) + 1)
     counts = np.stack([((depth > 0) & (depth <= level)).sum(1) for level in levels], 1) if levels else depth[:, :0]
     return [row[:length].tolist() for row, length in zip(counts, proposed.tolist(), strict=True)]
 
 
-def _lists(values: NDArray[Any] | None, lengths: IntArray) -> list[Any]:
+def _lists(values: NDArray[Any] | None, lengths: Ints) -> list[Any]:
     if values is None:
         return [None] * len(lengths)
     return [row[:length].tolist() for row, length in zip(np.cumsum(values, 1), lengths.tolist(), strict=True)]
@@ -116,7 +116,7 @@ def _where(present: NDArray[np.bool_], values: NDArray[Any]) -> list[Any]:
     return [value if here else None for here, value in zip(present.tolist(), values.tolist(), strict=True)]
 
 
-def _rank(drafts: Drafts, runs: IntArray) -> list[int | None]:
+def _rank(drafts: Drafts, runs: Ints) -> list[int | None]:
     """Rank of x_t among the first tokens proposed: known where it is one of a chain's."""
     if drafts.parents is not None:
         return [None] * len(runs)

@@ -19,11 +19,12 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from calibration.common.checksums import parse_parquet, read_checked, sha256
 from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.common.files import fresh_folder
+from calibration.common.settings import Table
 from calibration.shapes.shapes import Shape
 from calibration.timing.cells import TORCH_NAMES, StepCell
 from calibration.traces.manifest import DeviceInfo, TableInfo
@@ -58,10 +59,8 @@ TABLES: dict[str, tuple[Column, ...]] = {"steps": STEPS, "skipped": SKIPPED}
 """Columns of both tables, by table name; the file is ``<table>.parquet``."""
 
 
-class MissingCells(BaseModel):
+class MissingCells(Table):
     """Cells of one part of one shape that a run within a budget did not come to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     shape: str
     part: str
@@ -69,10 +68,8 @@ class MissingCells(BaseModel):
     cells: Annotated[int, Field(ge=1)]
 
 
-class GridManifest(BaseModel):
+class GridManifest(Table):
     """Everything about a timing grid that is not a table; ``shapes`` so that a reader needs no catalogue."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     format: Annotated[str, Field(pattern="^timing-grid$")] = "timing-grid"
     schema_version: Annotated[int, Field(ge=1)] = GRID_VERSION

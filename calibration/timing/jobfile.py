@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from calibration.common.errors import CalibrationError, did_you_mean
-from calibration.common.toml import FromList, check, read_toml
+from calibration.common.settings import FromList, Table
+from calibration.common.toml import check, read_toml
 from calibration.shapes.shapes import SHAPES
 from calibration.timing.cells import Dtype, Operation, Part, StepCell
 
@@ -27,11 +28,7 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class GridTable(_Strict):
+class GridTable(Table):
     """One block of cells: all combinations of its lists, for every shape, type and part.
 
     Every list is in order of importance. Verify steps are ``batches`` x ``new_tokens`` x ``contexts``; trees
@@ -64,7 +61,7 @@ class GridTable(_Strict):
         return names
 
 
-class TimingJob(_Strict):
+class TimingJob(Table):
     """What to time, on what, and how long at most.
 
     ``budget_s``: seconds after which a run stops between two cells; what is left waits for the next run.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.common.errors import CalibrationError
 from calibration.common.extras import require
-from calibration.common.fetch import Progress
+from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
 from calibration.models.clock import energy_j
 from calibration.models.load import choose_device
@@ -44,7 +44,7 @@ NOTES = (
 )
 
 
-def time_shapes(job: TimingJob, out: str | Path, progress: Progress | None = None) -> StepGrid:
+def time_shapes(job: TimingJob, out: str | Path, progress: StageProgress | None = None) -> StepGrid:
     """Time every cell of `job` with random weights; write the timing grid to the folder `out` and give it.
 
     ``progress("time shapes", done, total)`` is called after every cell. Finished cells are kept in
@@ -94,7 +94,7 @@ class _Run:
     device: torch.device
     parts: Parts
     begin: float
-    progress: Progress
+    progress: StageProgress
     bench: Bench | None = None
 
     def go(self) -> None:

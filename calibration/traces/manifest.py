@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -19,6 +18,7 @@ from pydantic import (
 
 from calibration.common.errors import TraceError, did_you_mean
 from calibration.common.secrets import Command
+from calibration.common.settings import Count, Natural, Table
 
 SCHEMA_VERSION = 2
 """TraceSet schema that this version writes, and the newest that it reads. 2 brought draft trees (`proposal_nodes`)
@@ -29,15 +29,9 @@ Grain = Literal["position", "round", "histogram", "aggregate"]
 by request; or only summed up over requests (counters, rates, a mean), so that rounds had to be made up."""
 
 M = TypeVar("M", bound=BaseModel)
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ModelInfo(_Strict):
+class ModelInfo(Table):
     """Shape of one model. ``None`` means unknown (an import), never zero.
 
     ``parameters`` counts everything once (tied embeddings too); ``parameters_non_embedding`` leaves the input
@@ -45,13 +39,13 @@ class ModelInfo(_Strict):
     """
 
     name: str
-    parameters: Count | None = None
-    parameters_non_embedding: Count | None = None
-    layers: Count | None = None
-    hidden_size: Count | None = None
-    heads: Count | None = None
-    kv_heads: Count | None = None
-    vocabulary: Count | None = None
+    parameters: Natural | None = None
+    parameters_non_embedding: Natural | None = None
+    layers: Natural | None = None
+    hidden_size: Natural | None = None
+    heads: Natural | None = None
+    kv_heads: Natural | None = None
+    vocabulary: Natural | None = None
     dtype: str | None = None
 
 
@@ -66,39 +60,39 @@ class DrafterInfo(ModelInfo):
 
     paradigm: str
     deterministic: bool
-    max_draft_tokens: Positive | None = None
+    max_draft_tokens: Count | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class DecodingInfo(_Strict):
+class DecodingInfo(Table):
     """How the verifier's text was produced. ``temperature`` 0 is greedy; ``top_p`` 1 keeps the whole vocabulary."""
 
     mode: Literal["greedy", "sampled"]
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_new_tokens: Positive | None = None
+    max_new_tokens: Count | None = None
 
 
-class DeviceInfo(_Strict):
+class DeviceInfo(Table):
     """Where it ran."""
 
     name: str
     kind: Literal["cpu", "cuda", "mps", "unknown"]
-    memory_bytes: Positive | None = None
+    memory_bytes: Count | None = None
     driver: str | None = None
-    threads: Positive | None = None
+    threads: Count | None = None
 
 
-class PromptSource(_Strict):
+class PromptSource(Table):
     """One file of prompts: its name, the sha256 of its bytes, its domain and how many prompts were used."""
 
     name: str
     sha256: str | None
     domain: str
-    prompts: Positive
+    prompts: Count
 
 
-class LinearCost(_Strict):
+class LinearCost(Table):
     """Seconds of one step: base_s + per_token_s * new tokens + per_context_token_s * cached tokens.
 
     Both token counts are sums over the batch. A drafter is ``charged`` once for every lock-step draft step or once
@@ -112,7 +106,7 @@ class LinearCost(_Strict):
     charged: Literal["per_step", "per_round"] = "per_step"
 
 
-class FractionOfVerify(_Strict):
+class FractionOfVerify(Table):
     """Seconds of drafting a round: a fraction of that round's verification (n-gram lookup on the host)."""
 
     kind: Literal["fraction_of_verify"] = "fraction_of_verify"
@@ -122,7 +116,7 @@ class FractionOfVerify(_Strict):
 DrafterCost = Annotated[LinearCost | FractionOfVerify, Field(discriminator="kind")]
 
 
-class CostConstants(_Strict):
+class CostConstants(Table):
     """Prices that came with an import instead of timings: stated by somebody, not measured here."""
 
     source: str
@@ -131,14 +125,14 @@ class CostConstants(_Strict):
     overhead_s: Annotated[float, Field(ge=0)] = 0.0
 
 
-class TableInfo(_Strict):
+class TableInfo(Table):
     """One Parquet file of the set: how many rows it holds and the sha256 of its bytes."""
 
-    rows: Count
+    rows: Natural
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Sealing(_Strict):
+class Sealing(Table):
     """Tables whose sha256 was stated after the set was written, when (ISO 8601), and what was different before."""
 
     tables: tuple[str, ...]
@@ -158,7 +152,7 @@ def sealings(stated: Mapping[str, str], found: Mapping[str, str]) -> tuple[Seali
     return tuple(one for one in told if one.tables)
 
 
-class Manifest(_Strict):
+class Manifest(Table):
     """Everything about a TraceSet that is not a table.
 
     ``kind`` is ``recorded`` (measured by ``paceline calibrate``) or ``imported`` (measured by others; see
@@ -166,7 +160,7 @@ class Manifest(_Strict):
     see `calibration.traces.traceset.seal`. It and ``import_grain`` are left out of the file where there is none.
     """
 
-    schema_version: Positive = SCHEMA_VERSION
+    schema_version: Count = SCHEMA_VERSION
     paceline_version: str
     kind: Literal["recorded", "imported"]
     created: str

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
 from calibration.common.files import check_identity, write_whole
+from calibration.common.progress import StageProgress
 from calibration.models.generate import Output, cut
 from calibration.models.lane import Lane, pad_left
 from calibration.models.load import Verifier
@@ -52,7 +52,7 @@ def write_corpus(
     max_new_tokens: int = 192,
     batch_size: int = 64,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Path:
     """Let `verifier` write to every prompt, sampled at `temperature` (0: greedy); give `folder`.
 

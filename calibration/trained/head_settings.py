@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from calibration.common.settings import Count
 from calibration.trained.settings import TrainSettings
-from calibration.trained.shapes import Count
 
 
 class HeadSettings(TrainSettings):

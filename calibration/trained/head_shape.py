@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from calibration.common.errors import CalibrationError
-from calibration.common.toml import Table
-from calibration.trained.shapes import Count
+from calibration.common.settings import Count, Table
 
 if TYPE_CHECKING:
     from calibration.models.load import Verifier

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from calibration.common.toml import Table
-from calibration.trained.shapes import Count
+from calibration.common.settings import Count, Fraction, Table
 
 DivergenceName = Literal["fkl", "rkl", "jsd", "tvd", "tvd++"]
 """What `calibration.training.divergences` has."""
@@ -38,7 +37,7 @@ class TrainSettings(Table):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     loss_vocabulary: Annotated[int, Field(ge=2)] | None = None
     loss_others: Annotated[int, Field(ge=0)] = 1024
-    on_policy: Annotated[float, Field(ge=0, le=1)] = 0.0
+    on_policy: Fraction = 0.0
     bfloat16: bool = True
     curve_tokens: Count = 100_000
     checkpoint_tokens: Count = 50_000

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
-from calibration.common.toml import FromList, Table
-
-Count = Annotated[int, Field(ge=1)]
+from calibration.common.settings import Count, FromList, Table
 
 
 class LayersShape(Table):

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from calibration.common.errors import CalibrationError
 from calibration.common.extras import quiet_transformers, require
-from calibration.common.fetch import Progress
 from calibration.common.files import fresh_folder
+from calibration.common.progress import StageProgress
 from calibration.models.load import DeviceChoice, choose_device
 from calibration.trained.corpus import read_corpus
 
@@ -62,7 +62,7 @@ def train_standalone(
     special_tokens: Sequence[str] = ("<|endoftext|>",),
     device: DeviceChoice = "auto",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Path:
     """Train a tokenizer of `vocabulary` tokens and a model on `texts`; give the folder, which any drafter kind reads.
 
@@ -128,7 +128,11 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, special_tokens: Seque
 
 
 def fit(
-    model: Any, stream: NDArray[np.int64], budget: Budget, rng: np.random.Generator, progress: Progress | None = None
+    model: Any,
+    stream: NDArray[np.int64],
+    budget: Budget,
+    rng: np.random.Generator,
+    progress: StageProgress | None = None,
 ) -> list[float]:
     """Train `model` in place on random pieces of `stream` by next-token cross-entropy; give the loss curve."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
-from calibration.common.toml import FromList, Table, check, read_toml
+from calibration.common.progress import StageProgress
+from calibration.common.settings import Count, FromList, Table
+from calibration.common.toml import check, read_toml
 from calibration.models.load import Verifier
 from calibration.traces.manifest import DecodingInfo
 from calibration.trained.head_settings import HeadSettings
 from calibration.trained.head_shape import HeadKind, HeadShape
-from calibration.trained.shapes import Count
 from calibration.training.jobtables import Names, TrainingJob, name_faults, overlaid
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def parse_heads_job(
     return check(HeadsJob, data, where, CalibrationError).placed(folder)
 
 
-def run_heads(job: HeadsJob, out: Path | str, progress: Progress | None = None) -> list[Path]:
+def run_heads(job: HeadsJob, out: Path | str, progress: StageProgress | None = None) -> list[Path]:
     """Train every head of `job` into ``<out>/<name>``; give these folders, each a trained drafter with ``curve.csv``.
 
     Finished heads stay; one under way goes on from its last checkpoint. `CalibrationError` where the job does not fit
@@ -111,7 +111,7 @@ def run_heads(job: HeadsJob, out: Path | str, progress: Progress | None = None) 
     return train_all(job, job.verifier.load(progress), Path(out), progress)
 
 
-def train_all(job: HeadsJob, verifier: Verifier, out: Path, progress: Progress | None = None) -> list[Path]:
+def train_all(job: HeadsJob, verifier: Verifier, out: Path, progress: StageProgress | None = None) -> list[Path]:
     """Train the heads of `job` with a `verifier` that is loaded."""
     from calibration.training.head_train import train_head
 

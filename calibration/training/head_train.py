@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calibration.common.fetch import Progress
+from calibration.common.progress import StageProgress
 from calibration.models.load import Verifier
 from calibration.models.sampling import generator_for
 from calibration.traces.manifest import DecodingInfo
@@ -52,7 +52,7 @@ def train_head(
     decoding: DecodingInfo,
     settings: HeadSettings,
     folder: Path | str,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> TrainedHead:
     """Train a head of `kind` for ``settings.tokens`` output tokens; write it to `folder` with ``curve.csv``.
 

@@ -32,9 +32,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from calibration.common.errors import CalibrationError
-from calibration.common.toml import FromList, Table, check, read_toml
+from calibration.common.settings import Count, FromList, Table
+from calibration.common.toml import check, read_toml
 from calibration.trained.settings import TrainSettings
-from calibration.trained.shapes import AnyShape, Count
+from calibration.trained.shapes import AnyShape
 from calibration.training.jobtables import Names, TrainingJob, name_faults, overlaid
 from calibration.training.topics import TRAINING_DOMAINS
 

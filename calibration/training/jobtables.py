@@ -9,8 +9,8 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import Field
 
-from calibration.common.fetch import Progress
-from calibration.common.toml import FromList, Table
+from calibration.common.progress import StageProgress
+from calibration.common.settings import FromList, Table
 from calibration.models.load import DeviceChoice, DtypeChoice, Verifier, load_verifier
 from calibration.trained.settings import TrainSettings
 
@@ -30,7 +30,7 @@ class VerifierTable(Table):
     dtype: DtypeChoice = "auto"
     device_map: str | None = None
 
-    def load(self, progress: Progress | None = None) -> Verifier:
+    def load(self, progress: StageProgress | None = None) -> Verifier:
         """Load the verifier."""
         return load_verifier(
             self.name, device=self.device, dtype=self.dtype, device_map=self.device_map, progress=progress

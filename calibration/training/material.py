@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
+from calibration.common.progress import StageProgress
 from calibration.models.load import Verifier
 from calibration.prompts import Prompt, load_prompts, read_prompt_file
 from calibration.traces.manifest import DecodingInfo
@@ -28,7 +28,7 @@ class Material:
     stream: tuple[tuple[int, Text], ...] = ()
 
 
-def gather(job: DistillJob, verifier: Verifier, out: Path, progress: Progress | None = None) -> Material:
+def gather(job: DistillJob, verifier: Verifier, out: Path, progress: StageProgress | None = None) -> Material:
     """Read the text of `job`, writing first what is not there yet; split off what is held out."""
     spec = job.corpus
     if spec.folder is not None:
@@ -82,7 +82,7 @@ def _bundled(
     out: Path,
     domains: Sequence[str],
     decoding: DecodingInfo,
-    progress: Progress | None,
+    progress: StageProgress | None,
 ) -> dict[str, list[Text]]:
     """Let the verifier write to calibration prompts, as it wrote the training text."""
     files = load_prompts(domains, job.corpus.held_out)

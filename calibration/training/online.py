@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
+from calibration.common.progress import StageProgress
 from calibration.models.load import Verifier
 from calibration.traces.manifest import DecodingInfo
 from calibration.trained.batches import Batch, collate
@@ -79,7 +79,7 @@ def serve(
     decoding: DecodingInfo,
     settings: OnlineTable,
     training: TrainSettings,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> list[Served]:
     """Let the trained drafter in `folder` serve `stream`, (phase, text) by request, once frozen and once learning.
 

@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
 from calibration.common.files import check_identity
+from calibration.common.progress import StageProgress
 from calibration.models.load import Verifier
 from calibration.traces.manifest import DecodingInfo
 from calibration.trained.batches import steps
@@ -86,7 +86,7 @@ class ResumableTraining(ABC):
     def _quality_row(self) -> Mapping[str, float]:
         """Measure the quality on the held-out text, by name."""
 
-    def go(self, progress: Progress | None = None) -> None:
+    def go(self, progress: StageProgress | None = None) -> None:
         """Train until the budget is spent, with a curve row and a checkpoint at every mark passed."""
         settings, state = self.settings, self.state
         if not state.curve:

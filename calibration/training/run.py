@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from calibration.common.errors import CalibrationError
-from calibration.common.fetch import Progress
 from calibration.common.files import write_whole
+from calibration.common.progress import StageProgress
 from calibration.models.load import Verifier
 from calibration.trained.corpus import Text
 from calibration.trained.evaluate import Quality, by_domain
@@ -50,7 +50,7 @@ class StudentResult:
     quality: dict[str, Quality]
 
 
-def run_distill(job: DistillJob, out: Path | str, progress: Progress | None = None) -> list[StudentResult]:
+def run_distill(job: DistillJob, out: Path | str, progress: StageProgress | None = None) -> list[StudentResult]:
     """Do what `job` says in the folder `out`; give the results, also written there as CSV and JSON.
 
     Text shards and students that are finished stay; a student under way goes on from its last checkpoint.
@@ -60,7 +60,7 @@ def run_distill(job: DistillJob, out: Path | str, progress: Progress | None = No
 
 
 def distill_all(
-    job: DistillJob, verifier: Verifier, out: Path, progress: Progress | None = None
+    job: DistillJob, verifier: Verifier, out: Path, progress: StageProgress | None = None
 ) -> list[StudentResult]:
     """Do what `job` says with a `verifier` that is loaded."""
     material = gather(job, verifier, out, progress)
@@ -100,7 +100,7 @@ def _one(
     verifier: Verifier,
     material: Material,
     folder: Path,
-    progress: Progress | None,
+    progress: StageProgress | None,
 ) -> StudentResult:
     """Train one student, where that is not done, and measure it, where that is not done."""
     settings, domains = job.settings(student), student.domains or tuple(material.texts)
@@ -139,7 +139,7 @@ def _online(
     verifier: Verifier,
     material: Material,
     out: Path,
-    progress: Progress | None,
+    progress: StageProgress | None,
 ) -> None:
     """Serve the stream; write ``online.csv`` (requests) and ``shifts.csv``, where that is not done."""
     folder = out / "students" / spec.student
@@ -154,7 +154,9 @@ def _online(
     write_whole(about, json.dumps(identity, indent=2) + "\n")
 
 
-def _quality(folder: Path, verifier: Verifier, material: Material, progress: Progress | None) -> dict[str, Quality]:
+def _quality(
+    folder: Path, verifier: Verifier, material: Material, progress: StageProgress | None
+) -> dict[str, Quality]:
     """Measure the student in `folder` on every domain, or read what was measured on the same texts."""
     path, identity = folder / "quality.json", _text_hash(material.held_out)
     if path.is_file():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibration.common.fetch import Progress
+from calibration.common.progress import StageProgress
 from calibration.models.generate import generate
 from calibration.models.lane import Lane, pad_right
 from calibration.models.load import Verifier
@@ -48,7 +48,7 @@ def train_student(
     decoding: DecodingInfo,
     settings: TrainSettings,
     folder: Path | str,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Trained:
     """Train a student of `shape` for ``settings.tokens`` output tokens; write it to `folder` with ``curve.csv``.
 

@@ -13,10 +13,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError
 from calibration.verification.common import (
     Drafts,
-    Floats,
     distribution,
     draft_count,
     draft_tokens,

@@ -14,10 +14,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CalibrationError
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 Drafts = Sequence[int] | NDArray[np.integer[Any]]
 Drafting = Literal["iid", "without_replacement", "top", "greedy"]
 """How k drafts come from q: independent draws, draws without replacement in order, its k most probable tokens, or its
@@ -48,7 +47,7 @@ class Law:
     distribution of the emitted token when none is accepted.
     """
 
-    drafts: Integers
+    drafts: Ints
     accepted: Floats
     correction: Floats
 
@@ -82,7 +81,7 @@ class Rule(Protocol):
     def drafting(self) -> Drafting:
         """How `draw` takes the drafts from q, and how they must have been drawn for the rule to be lossless."""
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw up to k drafts the way the rule asks for: fewer where distinct drafts outgrow the support of q."""
 
     def acceptance(self, p: ArrayLike, q: ArrayLike, k: int) -> float:
@@ -143,7 +142,7 @@ def draft_count(k: int, where: str) -> int:
     return int(k)
 
 
-def draft_tokens(drafts: Drafts, q: Floats, where: str, *, distinct: bool = False, drawn: bool = True) -> Integers:
+def draft_tokens(drafts: Drafts, q: Floats, where: str, *, distinct: bool = False, drawn: bool = True) -> Ints:
     """Give the drafts as int64 [k]: tokens of the vocabulary, `drawn` from q's support, `distinct` where asked."""
     tokens = np.asarray(drafts)
     if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
@@ -179,7 +178,7 @@ def residual(p: Floats, q: Floats) -> Floats:
     return norm(np.maximum(p - q, 0.0), p)
 
 
-def without(distribution: Floats, tokens: Integers) -> Floats:
+def without(distribution: Floats, tokens: Ints) -> Floats:
     """Give the distribution with these tokens struck out and the rest normalised; all zeros where nothing is left."""
     rest = distribution.copy()
     rest[tokens] = 0.0
@@ -193,7 +192,7 @@ def draw(distribution: Floats, rng: np.random.Generator) -> int:
     return token if token < distribution.size else int(np.flatnonzero(distribution)[-1])
 
 
-def first_occurrences(tokens: Integers) -> NDArray[np.bool_]:
+def first_occurrences(tokens: Ints) -> NDArray[np.bool_]:
     """Mark [k] the drafts that do not repeat an earlier one."""
     first = np.zeros(tokens.size, dtype=bool)
     first[np.unique(tokens, return_index=True)[1]] = True

@@ -8,7 +8,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calibration.verification.common import Drafting, Floats, Integers, Rule, distribution, without
+from calibration.common.arrays import Floats, Ints
+from calibration.verification.common import Drafting, Rule, distribution, without
 from calibration.verification.gumbel import split_top, top_k
 from calibration.verification.rounds import NextToken
 from calibration.verification.shapes import TreeShape
@@ -50,7 +51,7 @@ def draw_tree(
     shape: TreeShape,
     target: NextToken,
     drafter: NextToken,
-    draw: Callable[[ArrayLike, int, np.random.Generator], Integers],
+    draw: Callable[[ArrayLike, int, np.random.Generator], Ints],
     rng: np.random.Generator,
 ) -> DraftTree:
     """Draft a tree: at every node `draw(q, k, rng)` its k children, as `rule.draw` does; `k` by the shape.

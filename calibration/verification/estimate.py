@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError
-from calibration.verification.common import Floats, draft_count, draw, pair, residual, without
+from calibration.verification.common import draft_count, draw, pair, residual, without
 from calibration.verification.recursive import accepted_without_replacement
 
 

@@ -8,11 +8,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calibration.common.arrays import Floats, Ints
 from calibration.verification.common import (
     Drafting,
     Drafts,
-    Floats,
-    Integers,
     Law,
     Sampled,
     choice,
@@ -41,7 +40,7 @@ class Greedy(Sampled):
         """Refuse an unknown way of drafting."""
         choice("drafting", self.drafting, ("iid", "without_replacement", "top"), "Greedy")
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw up to k drafts from q [V]."""
         return draw_drafts(q, k, rng, self.drafting)
 

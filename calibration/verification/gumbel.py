@@ -8,20 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calibration.verification.common import (
-    Drafting,
-    Drafts,
-    Floats,
-    Integers,
-    choice,
-    distribution,
-    draft_count,
-    draft_tokens,
-    without,
-)
+from calibration.common.arrays import Floats, Ints
+from calibration.verification.common import Drafting, Drafts, choice, distribution, draft_count, draft_tokens, without
 
 
-def draw_drafts(q: ArrayLike, k: int, rng: np.random.Generator, drafting: Drafting) -> Integers:
+def draw_drafts(q: ArrayLike, k: int, rng: np.random.Generator, drafting: Drafting) -> Ints:
     """Draw drafts [k] from q [V]: "iid", "without_replacement" (in order), "top" or "greedy" (top k - 1 and a draw).
 
     All but "iid" give fewer than k where q has fewer tokens of positive probability. O(V).
@@ -37,7 +28,7 @@ def draw_drafts(q: ArrayLike, k: int, rng: np.random.Generator, drafting: Drafti
     return np.concatenate([top, draw_iid(rest, 1, rng)]) if rest.any() else top
 
 
-def draw_iid(q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+def draw_iid(q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
     """Draw k independent tokens from q [V] by inverting its cumulative sum; O(V + k log V)."""
     checked, k = distribution("q", q, "draw_iid"), draft_count(k, "draw_iid")
     support = np.flatnonzero(checked)
@@ -46,7 +37,7 @@ def draw_iid(q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
     return np.asarray(support[np.minimum(places, len(support) - 1)])
 
 
-def gumbel_top_k(q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+def gumbel_top_k(q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
     """Draw k distinct tokens from q [V] without replacement, in the order of the draws; O(V).
 
     The k largest of log q + Gumbel noise (Vieira 2014; Kool et al. 2019), as Recursive Speculative Decoding drafts
@@ -62,7 +53,7 @@ def gumbel_top_k(q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
     return support[first[np.argsort(times[first])]]
 
 
-def top_k(q: ArrayLike, k: int) -> Integers:
+def top_k(q: ArrayLike, k: int) -> Ints:
     """Give the k most probable tokens of q [V], most probable first; among equals the lower id first. O(V).
 
     Tokens of probability 0 are left out.
@@ -75,7 +66,7 @@ def top_k(q: ArrayLike, k: int) -> Integers:
     return support[np.argsort(-checked[support], kind="stable")][:k]
 
 
-def split_top(q: Floats, k: int) -> tuple[Integers, Floats]:
+def split_top(q: Floats, k: int) -> tuple[Ints, Floats]:
     """Give the k - 1 most probable tokens of q and q' [V], the others normalised (all zeros where there are none)."""
     top = top_k(q, k - 1) if k > 1 else np.empty(0, dtype=np.int64)
     return top, without(q, top)

@@ -8,18 +8,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calibration.verification.common import (
-    Drafting,
-    Drafts,
-    Floats,
-    Integers,
-    Law,
-    Sampled,
-    draft_count,
-    draft_tokens,
-    norm,
-    pair,
-)
+from calibration.common.arrays import Floats, Ints
+from calibration.verification.common import Drafting, Drafts, Law, Sampled, draft_count, draft_tokens, norm, pair
 from calibration.verification.gumbel import draw_iid
 
 
@@ -37,7 +27,7 @@ class KSequential(Sampled):
     drafting: ClassVar[Drafting] = "iid"
     lossless: ClassVar[bool] = True
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw k independent drafts from q [V]."""
         return draw_iid(q, k, rng)
 

@@ -13,12 +13,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CalibrationError
 from calibration.verification.common import (
     Drafting,
     Drafts,
-    Floats,
-    Integers,
     Law,
     Sampled,
     choice,
@@ -69,7 +68,7 @@ class Typical(Lossy):
             raise CalibrationError(f"Typical: delta must be > 0, got {self.delta!r}")
         choice("drafting", self.drafting, ("iid", "top"), "Typical")
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw up to k drafts from q [V]."""
         return draw_drafts(q, k, rng, self.drafting)
 
@@ -124,7 +123,7 @@ class Lenient(Lossy):
         """Refuse a lenience without a meaning."""
         _share("lenience", self.lenience, "Lenient")
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw the one draft [1] from q [V]."""
         return draw_iid(q, one_draft(k, "Lenient.draw"), rng)
 
@@ -163,7 +162,7 @@ class Judge(Lossy):
     threshold: float = 0.5
     drafting: ClassVar[Drafting] = "iid"
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw the one draft [1] from q [V]."""
         return draw_iid(q, one_draft(k, "Judge.draw"), rng)
 
@@ -218,7 +217,7 @@ class Thresholds(Lossy):
         _share("threshold_single", self.threshold_single, "Thresholds")
         _share("threshold_acc", self.threshold_acc, "Thresholds")
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Give the k most probable tokens of q [V]."""
         return top_k(q, k)
 

@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CalibrationError
 from calibration.verification.common import (
     Drafting,
     Drafts,
-    Floats,
-    Integers,
     Law,
     Sampled,
     choice,
@@ -52,7 +51,7 @@ class OptimalTransport(Sampled):
         """Refuse an unknown way of drafting."""
         choice("drafting", self.drafting, ("iid", "without_replacement"), "OptimalTransport")
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw up to k drafts from q [V]."""
         return draw_drafts(q, k, rng, self.drafting)
 
@@ -81,7 +80,7 @@ class OptimalTransport(Sampled):
         return _coupling(p.tobytes(), q.tobytes(), tokens.size, self.drafting).law(tokens)
 
 
-def by_ratio(p: Floats, q: Floats) -> Integers:
+def by_ratio(p: Floats, q: Floats) -> Ints:
     """Give the tokens [V] by falling q / p; those without q last."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(q > 0, q / p, 0.0)
@@ -112,7 +111,7 @@ class Coupling:
                 mass[token] += value
         return mass
 
-    def law(self, tokens: Integers) -> Law:
+    def law(self, tokens: Ints) -> Law:
         """Give the consequence for drafts [k], in any order; of equal drafts the first counts."""
         key = tuple(sorted(set(tokens.tolist())))
         accepted = np.zeros(tokens.size)
@@ -195,7 +194,7 @@ class GreedyDrafts(Sampled):
     drafting: ClassVar[Drafting] = "greedy"
     lossless: ClassVar[bool] = True
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Give the k - 1 most probable tokens of q [V], then one drawn from the others where there are any."""
         return draw_drafts(q, k, rng, self.drafting)
 

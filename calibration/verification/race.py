@@ -14,7 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calibration.verification.common import Floats, Integers, distribution, draft_count
+from calibration.common.arrays import Floats, Ints
+from calibration.verification.common import distribution, draft_count
 
 STEP = 0.2
 """Width of the trapezoids in x; half of it changes no result by more than 1e-12."""
@@ -44,7 +45,7 @@ def inclusion_probabilities(q: ArrayLike, k: int) -> Floats:
     return included
 
 
-def prefix_probabilities(q: Floats, k: int, order: Integers) -> Floats:
+def prefix_probabilities(q: Floats, k: int, order: Ints) -> Floats:
     """Give [V + 1] the probability that all k draws without replacement lie among the first n tokens of `order`.
 
     `order` [V] is a permutation of the tokens; n = 0, 1, ..., V. Where q has fewer than k tokens, all of them are

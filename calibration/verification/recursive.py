@@ -8,12 +8,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CalibrationError
 from calibration.verification.common import (
     Drafting,
     Drafts,
-    Floats,
-    Integers,
     Law,
     Sampled,
     choice,
@@ -51,7 +50,7 @@ class Recursive(Sampled):
         """Refuse a way of drafting for which the rule would be lossy."""
         choice("drafting", self.drafting, ("iid", "without_replacement"), "Recursive")
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw up to k drafts from q [V]."""
         return draw_drafts(q, k, rng, self.drafting)
 
@@ -124,7 +123,7 @@ def accepted_without_replacement(p: Floats, q: Floats, k: int) -> Floats:
     return accepted
 
 
-def _second(rest: Floats, q: Floats, rejected: Integers, excess: Floats) -> Floats:
+def _second(rest: Floats, q: Floats, rejected: Ints, excess: Floats) -> Floats:
     """Give [V] sum over rejected x of excess(x) min(rest, q / (1 - q(x))), by sorting 1 / (1 - q(x)).
 
     No care is needed for the token x itself: rest is 0 wherever something can be rejected.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.verification.common import Floats, draw
+from calibration.common.arrays import Floats
+from calibration.verification.common import draw
 
 __all__ = ["NextToken", "RoundLaw", "RoundVerdict"]
 

@@ -8,18 +8,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CalibrationError
-from calibration.verification.common import (
-    Drafting,
-    Drafts,
-    Floats,
-    Integers,
-    Law,
-    Sampled,
-    draft_tokens,
-    pair,
-    residual,
-)
+from calibration.verification.common import Drafting, Drafts, Law, Sampled, draft_tokens, pair, residual
 from calibration.verification.gumbel import draw_iid
 
 
@@ -36,7 +27,7 @@ class TokenLevel(Sampled):
     drafting: ClassVar[Drafting] = "iid"
     lossless: ClassVar[bool] = True
 
-    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Integers:
+    def draw(self, q: ArrayLike, k: int, rng: np.random.Generator) -> Ints:
         """Draw the one draft [1] from q [V]."""
         return draw_iid(q, one_draft(k, "TokenLevel.draw"), rng)
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError
-from calibration.verification.common import Drafting, Floats, distribution, draft_tokens, draw, without
+from calibration.verification.common import Drafting, distribution, draft_tokens, draw, without
 from calibration.verification.drafting import enumerate_trees
 from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
 from calibration.verification.shapes import TreeShape

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from calibration.common.arrays import Ints
 from calibration.common.errors import CalibrationError
-from calibration.verification.common import Integers
 from calibration.verification.rounds import NextToken
 
 __all__ = ["DraftTree"]
@@ -27,8 +27,8 @@ class DraftTree:
     drawn twice may as well be two siblings with a subtree each.
     """
 
-    tokens: Integers
-    parents: Integers
+    tokens: Ints
+    parents: Ints
     p: NDArray[np.floating[Any]]
     q: NDArray[np.floating[Any]]
     draws: tuple[tuple[int, ...], ...] = field(default=())

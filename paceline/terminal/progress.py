@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from calibration.common.progress import StageProgress
+
 if TYPE_CHECKING:
     from calibration import TraceSet
 
-Progress = Callable[[str, int, int], None]
 _WORDS = "paceline.words"
 """Where the root context keeps the words of the command."""
 
@@ -62,7 +63,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
+def progress_bars() -> Iterator[StageProgress]:
     """Show one bar per stage on the terminal; give the callback ``(stage, done, total)``."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -87,7 +88,7 @@ def progress_bars() -> Iterator[Progress]:
         yield advance
 
 
-def stage(progress: Progress, name: str) -> Callable[[int, int], None]:
+def stage(progress: StageProgress, name: str) -> Callable[[int, int], None]:
     """Give a callback ``(done, total)`` for one stage."""
     return lambda done, total: progress(name, done, total)
 

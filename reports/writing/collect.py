@@ -13,6 +13,7 @@ from analysis import Findings, study
 from analysis.capacity import Objective, plan_capacity, study_scenarios
 from analysis.cascade import CascadeFindings
 from calibration.common.errors import PacelineError, ReportError
+from calibration.common.progress import StageProgress
 from calibration.traces import TraceSet
 from reports.page.inputs import Inputs
 from reports.page.part import Part
@@ -21,8 +22,6 @@ from simulator.results.result import RunResult
 from simulator.scenario.scenario import Scenario
 
 T = TypeVar("T")
-Progress = Callable[[str, int, int], None]
-"""Called with (question, steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class _Question:
     ask: Callable[[Step], Reply]
 
 
-def collect(inputs: Inputs, options: Options, progress: Progress | None = None) -> Answers:
+def collect(inputs: Inputs, options: Options, progress: StageProgress | None = None) -> Answers:
     """Answer every question of the template that `inputs` have data for, one after the other.
 
     A question that its data cannot answer is named with the reason, never left out in silence. Raises
@@ -177,7 +176,7 @@ def _part_of(findings: object) -> tuple[str, Callable[[], Part]]:
 class _Heard:
     """Tells the steps of one question, and that it has ended, however many it had."""
 
-    def __init__(self, tell: Progress, name: str) -> None:
+    def __init__(self, tell: StageProgress, name: str) -> None:
         self._tell, self._name, self._total = tell, name, 1
         tell(name, 0, 1)
 
@@ -189,7 +188,7 @@ class _Heard:
         self._tell(self._name, self._total, self._total)
 
 
-def _named(tell: Progress, name: str) -> Step:
+def _named(tell: StageProgress, name: str) -> Step:
     return lambda done, total: tell(name, done, total)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import simpy
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.cascade.handover import Transfer
 from simulator.serving.fleet import Fleet
 from simulator.workload import Request, Source
@@ -36,8 +36,8 @@ class Ticket:
 class Lot:
     """What one stage knows of the items: which recorded sequence answers for each, and its output tokens."""
 
-    sequence: IntArray
-    output_tokens: IntArray
+    sequence: Ints
+    output_tokens: Ints
 
 
 class StageSource:

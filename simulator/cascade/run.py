@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import simpy
 
 from calibration.common.errors import ExtrapolationWarning, ScenarioError
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator.cascade.desk import Desk, Lot
 from simulator.cascade.handover import Transfer, transfer
@@ -25,8 +26,6 @@ from simulator.running.assemble import Station, make_fleet, members, stations
 from simulator.running.run import read_traces
 from simulator.serving.fleet import Fleet
 from simulator.workload import make_source
-
-Progress = Callable[[int, int], None]
 
 
 def simulate_cascade(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from calibration.common.errors import ScenarioError, did_you_mean
+from calibration.common.settings import Table
 from calibration.common.toml import read_toml, sentences
 from simulator.cascade.settings import (
     Always,
@@ -26,7 +27,6 @@ from simulator.cascade.settings import (
 from simulator.scenario.fleet import Routing
 from simulator.scenario.inputs import Placed
 from simulator.scenario.scenario import Replica, Scenario, TraceSource, cross_faults
-from simulator.scenario.settings import Section
 
 
 class CascadeScenario(Placed):
@@ -117,7 +117,7 @@ def _stage_faults(scenario: CascadeScenario) -> list[str]:
 
 
 def _dumped(value: Any) -> Any:
-    return value.model_dump() if isinstance(value, Section) else value
+    return value.model_dump() if isinstance(value, Table) else value
 
 
 def _policy_faults(scenario: CascadeScenario) -> list[str]:

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from calibration.common.settings import Count, Positive, Seconds, Table
 from simulator.scenario.engine import EngineSettings
 from simulator.scenario.fleet import Batching, ReplicaRouting
 from simulator.scenario.inputs import InputFile
 from simulator.scenario.scenario import Costs, DrafterChoice, TraceSource
-from simulator.scenario.settings import Count, Positive, Seconds, Section
 from simulator.scenario.stopping import NoSpeculation, Stopping, spelled_out
 from simulator.scenario.workload import ClosedLoop, GammaArrivals, PiecewiseArrivals, PoissonArrivals
 
@@ -19,7 +19,7 @@ CascadeWorkload = Annotated[
 ]
 
 
-class Items(Section):
+class Items(Table):
     """The table of items: a CSV file, relative to the scenario file.
 
     A row per item and stage: item, domain, stage, correct (0..1), and as many more columns as it likes:
@@ -31,14 +31,14 @@ class Items(Section):
     prompt_tokens: Count | None = None
 
 
-class Always(Section):
+class Always(Table):
     """Every request goes to `stage`, and to no other."""
 
     kind: Literal["always"]
     stage: str
 
 
-class Threshold(Section):
+class Threshold(Table):
     """Stages in order; a request stops at the first whose `signal` is at least `threshold` (or at most it).
 
     `threshold`: one number, or one for each stage but the last, which always answers.
@@ -50,7 +50,7 @@ class Threshold(Section):
     stop: Literal["at_least", "at_most"] = "at_least"
 
 
-class Assigned(Section):
+class Assigned(Table):
     """The stages that each item runs, from a CSV file with the columns item and stages: ``small;large``.
 
     The last of them answers. Any policy can be written so, as correctness and signals of an item do not change.
@@ -63,13 +63,13 @@ class Assigned(Section):
 Policy = Annotated[Always | Threshold | Assigned, Field(discriminator="kind")]
 
 
-class Recompute(Section):
+class Recompute(Table):
     """The next stage reads the prompt anew; what came before is discarded, and moving the text takes no time."""
 
     kind: Literal["recompute"] = "recompute"
 
 
-class KvHandover(Section):
+class KvHandover(Table):
     """Keys and values of the prompt go to the next stage over a link, in place of its prefill.
 
     Seconds = bytes / bandwidth + latency; bytes = prompt tokens * the smaller ``bytes_per_token`` of the two stages.
@@ -95,7 +95,7 @@ class KvHandover(Section):
 Handover = Annotated[Recompute | KvHandover, Field(discriminator="kind")]
 
 
-class StageKv(Section):
+class StageKv(Table):
     """Whose keys and values a stage has: `format` names the weights, of which it runs the first `layers`.
 
     `bytes_per_token`: 2 * layers * KV heads * head size * bytes of the dtype.
@@ -106,7 +106,7 @@ class StageKv(Section):
     bytes_per_token: Positive
 
 
-class Stage(Section):
+class Stage(Table):
     """One stage: `replicas` equal engines with prices of their own, which may speculate.
 
     Tables mean what they mean in a scenario. Of its TraceSet a stage that drafts nothing uses only the prices left
@@ -132,7 +132,7 @@ class Stage(Section):
         return spelled_out(stopping)
 
 
-class AnswerObjectives(Section):
+class AnswerObjectives(Table):
     """Objectives for every single answer, in ms after the request came, waiting at all stages included.
 
     `ttft_ms`: the first token of the final answer, `e2el_ms`: its last one.

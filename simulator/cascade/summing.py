@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from calibration.common.version import paceline_version
 from simulator.cascade.desk import Desk
 from simulator.cascade.items import ItemTable
@@ -182,9 +182,7 @@ def _cost(
     return told
 
 
-def _goodput(
-    objectives: AnswerObjectives | None, ttft: FloatArray, e2el: FloatArray, duration: float
-) -> dict[str, float]:
+def _goodput(objectives: AnswerObjectives | None, ttft: Floats, e2el: Floats, duration: float) -> dict[str, float]:
     """Give answers a second that keep every stated objective, and their share; a limit is kept by its own value."""
     if objectives is None:
         return {}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.drafter_routing.choice import Newcomer
 from simulator.workload.streams import stream
 
@@ -19,9 +19,9 @@ class Bandit:
     needed = 1
 
     def __init__(self, arms: int) -> None:
-        self.played: IntArray = np.zeros(arms, dtype=np.int64)
+        self.played: Ints = np.zeros(arms, dtype=np.int64)
         """Requests routed to each arm, ended or not."""
-        self.rewards: IntArray = np.zeros(arms, dtype=np.int64)
+        self.rewards: Ints = np.zeros(arms, dtype=np.int64)
         self.mean, self.squares = np.zeros(arms), np.zeros(arms)
         """Mean reward of each arm, and the sum of squared deviations from it (Welford 1962)."""
         self.largest = 0.0
@@ -76,7 +76,7 @@ class ThompsonSampling(Bandit):
         """Give the arm with the largest mean drawn."""
         return int(np.argmax(self.means(newcomer.number)))
 
-    def means(self, number: int) -> FloatArray:
+    def means(self, number: int) -> Floats:
         """Draw the mean of every arm for request `number`."""
         rng = stream(self._seed, "thompson", number)
         freedom = self.rewards - 3
@@ -92,7 +92,7 @@ class KernelUcb(Bandit):
     the closed form, in O(contexts^2) a reward.
     """
 
-    def __init__(self, arms: int, context_of: Sequence[int], gram: FloatArray, ridge: float, eta: float) -> None:
+    def __init__(self, arms: int, context_of: Sequence[int], gram: Floats, ridge: float, eta: float) -> None:
         super().__init__(arms)
         self._context_of, self._ridge, self._eta = context_of, ridge, eta
         self._means = np.zeros((arms, len(gram)))
@@ -103,7 +103,7 @@ class KernelUcb(Bandit):
         mean, deviation = self.estimate(self._context_of[newcomer.sequence])
         return int(np.argmax(mean / self.largest + self._eta * deviation))
 
-    def estimate(self, context: int) -> tuple[FloatArray, FloatArray]:
+    def estimate(self, context: int) -> tuple[Floats, Floats]:
         """Give (mu, sigma) of every arm; mu in tokens per second."""
         variance = np.maximum(self._covariances[:, context, context], 0.0)
         return self._means[:, context], np.sqrt(variance)
@@ -118,7 +118,7 @@ class KernelUcb(Bandit):
         covariance -= np.outer(column, covariance[context])
 
 
-def kernel_matrix(similarity: FloatArray, kernel: Literal["poly", "linear", "rbf"]) -> FloatArray:
+def kernel_matrix(similarity: Floats, kernel: Literal["poly", "linear", "rbf"]) -> Floats:
     """Give the kernel of vectors of length 1 from their inner products; see `PakUcb`."""
     match kernel:
         case "poly":

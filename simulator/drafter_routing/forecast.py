@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.drafter_routing.forecast_learn import Forecasts, columns
 from simulator.drafter_routing.group import Drafters
 from simulator.playback.predictor import logistic
@@ -35,11 +35,11 @@ class ForecastRule:
         self._accepted, self._compared = np.zeros((len(costs), slots)), np.zeros((len(costs), slots))
         self._longest = forecasts.coefficients.shape[2]
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Forget the recent acceptance of these."""
         self._accepted[:, slots] = self._compared[:, slots] = 0.0
 
-    def learn(self, round_: Round, row: IntArray, drafted: IntArray, accepted: IntArray) -> None:
+    def learn(self, round_: Round, row: Ints, drafted: Ints, accepted: Ints) -> None:
         """Add the round to the recent acceptance of the drafters that drafted."""
         drew = drafted > 0
         row, slots = row[drew], round_.slots[drew]
@@ -47,7 +47,7 @@ class ForecastRule:
         met = np.minimum(accepted + 1, drafted)[drew]
         self._compared[row, slots] = RECENT_DECAY * self._compared[row, slots] + met
 
-    def survival(self, round_: Round, drafter: int) -> FloatArray:
+    def survival(self, round_: Round, drafter: int) -> Floats:
         """Give S_1 .. S_longest of each slot: the forecast, 0 beyond what the drafter proposes."""
         many = self._drafters.many
         place = many.positions(round_.cursor)
@@ -64,7 +64,7 @@ class ForecastRule:
             hazard = np.where(np.arange(self._longest) < limit[:, None], hazard, 0.0)
         return np.asarray(np.cumprod(hazard, axis=1))
 
-    def choose(self, round_: Round, cap: IntArray) -> tuple[IntArray, IntArray]:
+    def choose(self, round_: Round, cap: Ints) -> tuple[Ints, Ints]:
         """Give (drafter, draft length)."""
         rates, tokens, lengths = self._best(round_, cap)
         row = np.argmax(rates, axis=0)
@@ -82,7 +82,7 @@ class ForecastRule:
                 best, most = other, value
         return best, lengths[best, slot]
 
-    def _best(self, round_: Round, cap: IntArray) -> tuple[FloatArray, FloatArray, IntArray]:
+    def _best(self, round_: Round, cap: Ints) -> tuple[Floats, Floats, Ints]:
         """Give (rate, expected tokens with the bonus, length) of each drafter's best length: (drafters, slots)."""
         longest = min(self._longest, int(cap.max()))
         beyond = np.arange(longest + 1) > cap[:, None]
@@ -99,7 +99,7 @@ class ForecastRule:
         rates, tokens, lengths = (np.stack(part) for part in zip(*found, strict=True))
         return rates, tokens, lengths
 
-    def _value(self, round_: Round, row: IntArray, tokens: FloatArray, lengths: IntArray, worth: FloatArray) -> float:
+    def _value(self, round_: Round, row: Ints, tokens: Floats, lengths: Ints, worth: Floats) -> float:
         """Give what the expected tokens are worth in seconds, less what the round would take."""
         slot = np.arange(round_.active)
         length = lengths[row, slot]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.drafter_routing.prompts import equal_rows, token_counts
@@ -36,10 +36,10 @@ class Forecasts:
     """
 
     facts: TextFacts
-    coefficients: FloatArray
+    coefficients: Floats
     own: NDArray[np.float32]
     before: NDArray[np.float32]
-    model: IntArray
+    model: Ints
 
 
 def learn_forecasts(
@@ -109,12 +109,12 @@ def _learn(
     return Forecasts(facts, np.stack(coefficients), own, before, np.repeat(np.array(model), served.output_tokens))
 
 
-def columns(facts: FloatArray, recent: FloatArray) -> FloatArray:
+def columns(facts: Floats, recent: Floats) -> Floats:
     """Give rows of (1, facts, recent acceptance)."""
     return np.concatenate([np.ones((len(facts), 1)), facts, recent[:, None]], axis=1)
 
 
-def deal(traces: TraceSet, sequences: SequenceTable, folds: int, seed: int) -> tuple[IntArray, int]:
+def deal(traces: TraceSet, sequences: SequenceTable, folds: int, seed: int) -> tuple[Ints, int]:
     """Give (fold of each sequence, number of folds), at random by `seed`; equal prompts share a fold.
 
     Raises `ReplayError` where all prompts are equal.
@@ -127,7 +127,7 @@ def deal(traces: TraceSet, sequences: SequenceTable, folds: int, seed: int) -> t
     return (np.argsort(order) % number)[kinds], number
 
 
-def shadow_acceptance(material: Material, runs: IntArray, copies: IntArray) -> FloatArray:
+def shadow_acceptance(material: Material, runs: Ints, copies: Ints) -> Floats:
     """Give what recent acceptance would be at every position in rounds like those of the plain rule.
 
     Where a copy is made (`copies` >= 0: its accepted tokens), the round is the lookup's and teaches nothing of this
@@ -153,7 +153,7 @@ def shadow_acceptance(material: Material, runs: IntArray, copies: IntArray) -> F
     return recent_acceptance(state[:, 0], state[:, 1])
 
 
-def _copies(materials: Sequence[Material], match: IntArray) -> IntArray:
+def _copies(materials: Sequence[Material], match: Ints) -> Ints:
     """Give the accepted tokens of a copy where three tokens or more match; -1 elsewhere, and where none copies."""
     best = np.full(len(match), -1)
     for material in materials:
@@ -162,7 +162,7 @@ def _copies(materials: Sequence[Material], match: IntArray) -> IntArray:
     return np.where(match >= _SHADOW_MATCH, best, -1)
 
 
-def _runs(material: Material) -> tuple[IntArray, IntArray]:
+def _runs(material: Material) -> tuple[Ints, Ints]:
     """Give (run lengths, proposal lengths) at every flat place; `ReplayError` where run lengths are missing."""
     runs, proposed = material.columns("run_length", "proposal_length")
     material.whole("run_length", runs, _NEEDED_BY)

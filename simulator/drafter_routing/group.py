@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.drafter_routing.choice import Choice, Newcomer
 from simulator.drafter_routing.replay import ManyRuns
 from simulator.playback.draft_shapes import DraftShapes
@@ -53,7 +53,7 @@ class Door:
         """Take the stretch back."""
         self.many.close(start)
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give the recorded positions that answer at `cursors`."""
         return self.many.positions(cursors)
 
@@ -63,9 +63,9 @@ class Draft:
     """What `drafter` drafts in a round: tokens per slot, and the contexts and cursors of these slots."""
 
     drafter: int
-    tokens: IntArray
-    context: IntArray
-    cursor: IntArray
+    tokens: Ints
+    context: Ints
+    cursor: Ints
 
 
 class Drafters:
@@ -87,20 +87,20 @@ class Drafters:
                 self._views.append(view)
         return self._views[drafter]
 
-    def see(self, round_: Round, cursor: IntArray, drafter: int) -> Round:
+    def see(self, round_: Round, cursor: Ints, drafter: int) -> Round:
         """Give the round as if its slots were at `cursor`, with the prices of `drafter`."""
         return replace(round_, cursor=cursor, prices=self.prices(round_.prices, drafter))
 
-    def runs(self, cursor: IntArray, left: IntArray) -> IntArray:
+    def runs(self, cursor: Ints, left: Ints) -> Ints:
         """Give how many tokens of a draft at `cursor` will be accepted: for replay, and for oracles."""
         return np.minimum(self.many.run_length.take(cursor), left)
 
-    def capped(self, cursor: IntArray, tokens: IntArray) -> IntArray:
+    def capped(self, cursor: Ints, tokens: Ints) -> Ints:
         """Give `tokens`, or fewer where fewer are proposed."""
         limits = self.many.proposal_length
         return tokens if limits is None else np.minimum(tokens, limits.take(cursor))
 
-    def split(self, row: IntArray, tokens: IntArray, round_: Round) -> list[Draft]:
+    def split(self, row: Ints, tokens: Ints, round_: Round) -> list[Draft]:
         """Give the drafts of the slots in each row."""
         context, cursor = round_.context, round_.cursor
         if int(row.min()) == int(row.max()):
@@ -108,7 +108,7 @@ class Drafters:
         groups = [(drafter, row == drafter) for drafter in np.unique(row).tolist()]
         return [Draft(drafter, tokens[mine], context[mine], cursor[mine]) for drafter, mine in groups]
 
-    def verified(self, row: IntArray, cursor: IntArray, tokens: IntArray) -> IntArray:
+    def verified(self, row: Ints, cursor: Ints, tokens: Ints) -> Ints:
         """Give the tokens verified per slot, each drafted for by its `row`: nodes where drafts are trees."""
         found = tokens
         for drafter, part in enumerate(self.many.parts):
@@ -135,7 +135,7 @@ class Drafters:
         prices.extrapolated_iterations += outside
         return draft_s, verify_s
 
-    def note(self, row: IntArray, accepted: IntArray) -> None:
+    def note(self, row: Ints, accepted: Ints) -> None:
         """Add to the tally the slots of each drafter, and what was accepted of it."""
         number = len(self.names)
         self.slots += np.bincount(row, minlength=number)

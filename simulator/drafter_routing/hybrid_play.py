@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.drafter_routing.group import Draft, Drafters
 from simulator.playback.replay import Replay
 from simulator.rounds.round import Played, Round
@@ -17,15 +17,15 @@ from simulator.stopping import StoppingPolicy, ask
 class RoundRule(Protocol):
     """Chooses drafter and draft length of every slot, from the text so far and past rounds."""
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Forget what was known of these slots."""
         ...
 
-    def choose(self, round_: Round, cap: IntArray) -> tuple[IntArray, IntArray]:
+    def choose(self, round_: Round, cap: Ints) -> tuple[Ints, Ints]:
         """Give (drafter, draft length of at most `cap`) of each slot, shape (active,); bonus excluded."""
         ...
 
-    def learn(self, round_: Round, row: IntArray, drafted: IntArray, accepted: IntArray) -> None:
+    def learn(self, round_: Round, row: Ints, drafted: Ints, accepted: Ints) -> None:
         """Hear what came of a round."""
         ...
 
@@ -40,11 +40,11 @@ class ByRoundRule:
     def __init__(self, drafters: Drafters, rule: RoundRule) -> None:
         self._drafters, self._rule = drafters, rule
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Forget these."""
         self._rule.opened(slots)
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         drafters = self._drafters
         first = drafters.many.at(round_.cursor, 0)
@@ -69,20 +69,20 @@ class ByRoundRule:
 class MatchRule:
     """See `ContextMatch`. `match` (recorded positions): longest earlier match of the text before each."""
 
-    def __init__(self, rule: ContextMatch, drafters: Drafters, match: IntArray) -> None:
+    def __init__(self, rule: ContextMatch, drafters: Drafters, match: Ints) -> None:
         self._many, self._match = drafters.many, match
         self._lookup = rule.drafters.index(rule.lookup)
         self._tiers = sorted((int(size), tier) for size, tier in rule.tiers.items())
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Nothing to forget."""
 
-    def choose(self, round_: Round, cap: IntArray) -> tuple[IntArray, IntArray]:
+    def choose(self, round_: Round, cap: Ints) -> tuple[Ints, Ints]:
         """Choose by the length of the match."""
         tier = next((t for size, t in reversed(self._tiers) if size <= round_.active), self._tiers[0][1])
         copied = self._match[self._many.positions(round_.cursor)] >= tier.min_match
         row = np.where(copied, self._lookup, 1 - self._lookup)
         return row, np.minimum(np.where(copied, tier.lookup_tokens, tier.model_tokens), cap)
 
-    def learn(self, round_: Round, row: IntArray, drafted: IntArray, accepted: IntArray) -> None:
+    def learn(self, round_: Round, row: Ints, drafted: Ints, accepted: Ints) -> None:
         """Nothing to learn."""

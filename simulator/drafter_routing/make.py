@@ -8,7 +8,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ScenarioError, did_you_mean
 from calibration.traces import TraceSet
 from simulator.drafter_routing.assigned import read_assigned
@@ -243,7 +243,7 @@ def _classified(
     return Table(guesses.tolist(), told)
 
 
-def mean_accepted(material: Material, longest_draft: int) -> FloatArray:
+def mean_accepted(material: Material, longest_draft: int) -> Floats:
     """Give, for each sequence, the mean over its positions of the accepted tokens of a draft of `longest_draft`.
 
     Recorded run lengths where there are any, else the expectation, sum over j <= k of a_t .. a_{t+j-1}. The bonus is
@@ -266,14 +266,14 @@ def mean_accepted(material: Material, longest_draft: int) -> FloatArray:
 
 
 def _rates(
-    accepted: FloatArray, prices: Prices, cost: DraftCost, sequences: SequenceTable, longest_draft: int | None
-) -> FloatArray:
+    accepted: Floats, prices: Prices, cost: DraftCost, sequences: SequenceTable, longest_draft: int | None
+) -> Floats:
     """Give tokens per second of a round at batch 1, half-way through each sequence."""
     rates = np.zeros(len(sequences))
     for number, (prompt, output) in enumerate(zip(sequences.prompt_tokens, sequences.output_tokens, strict=True)):
         k = longest_draft if longest_draft is not None else round(float(accepted[number]))
-        drafted: IntArray = np.array([k], dtype=np.int64)
-        context: IntArray = np.array([prompt + output // 2], dtype=np.int64)
+        drafted: Ints = np.array([k], dtype=np.int64)
+        context: Ints = np.array([prompt + output // 2], dtype=np.int64)
         verify_s, _ = prices.verify_s(1, 1 + k, int(context[0]))
         draft_s, _ = cost.seconds(drafted, context, verify_s)
         rates[number] = (accepted[number] + 1) / (draft_s + verify_s + prices.overhead_s)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.drafter_routing.choice import Newcomer
 from simulator.drafter_routing.replay import ManyRuns
 from simulator.pricing.costs import DraftCost, DraftFraction, DraftPerStep, Prices
@@ -24,7 +24,7 @@ class Foresight:
     ) -> None:
         self._replay, self._longest, self._prices, self._costs = replay, longest_draft, prices, costs
 
-    def rounds(self, start: int, tokens: int, prompt_tokens: int) -> tuple[IntArray, FloatArray]:
+    def rounds(self, start: int, tokens: int, prompt_tokens: int) -> tuple[Ints, Floats]:
         """Give (where a round from each position ends, what it costs), shape (drafters, positions).
 
         `start`: of any row of the trajectory, `tokens` long.
@@ -69,7 +69,7 @@ class BestAlone:
         return {"oracle": True}
 
 
-def way_cost(ends: IntArray, costs: FloatArray) -> float:
+def way_cost(ends: Ints, costs: Floats) -> float:
     """Give the cost of the rounds from position 1, the first after prefill, to the end."""
     after, each = ends.tolist(), costs.tolist()
     position, total = 1, 0.0
@@ -79,7 +79,7 @@ def way_cost(ends: IntArray, costs: FloatArray) -> float:
     return total
 
 
-def best_ways(ends: IntArray, costs: FloatArray) -> list[int]:
+def best_ways(ends: Ints, costs: Floats) -> list[int]:
     """Give for each position the drafter whose round there begins a way to the end that costs least.
 
     V(t) = min over g of cost_g(t) + V(end_g(t)), V = 0 at the end (Bellman); of equals the first.
@@ -94,7 +94,7 @@ def best_ways(ends: IntArray, costs: FloatArray) -> list[int]:
     return best
 
 
-def alone_seconds(prices: Prices, cost: DraftCost, context: IntArray, drafted: IntArray) -> FloatArray:
+def alone_seconds(prices: Prices, cost: DraftCost, context: Ints, drafted: Ints) -> Floats:
     """Give the seconds of rounds at batch 1, overhead included, in which one slot drafts `drafted` tokens."""
     tokens = 1 + drafted
     if prices.capture_sizes:

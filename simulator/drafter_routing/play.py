@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.drafter_routing.choice import Choice
 from simulator.drafter_routing.group import Door, Draft, Drafters
 from simulator.drafter_routing.oracle import Foresight
@@ -17,7 +17,7 @@ from simulator.rounds.round import Played, Round
 from simulator.stopping import OraclePolicy, StoppingPolicy, ask
 
 
-def _play(drafters: Drafters, round_: Round, left: IntArray, policy: StoppingPolicy, row: IntArray) -> Played:
+def _play(drafters: Drafters, round_: Round, left: Ints, policy: StoppingPolicy, row: Ints) -> Played:
     """Play a round in which each slot is at the cursor of its drafter, `row`."""
     many = int(row.min()) < int(row.max())
     seen = drafters.see(round_, round_.cursor, int(np.argmax(np.bincount(row))) if many else int(row[0]))
@@ -46,11 +46,11 @@ class ByRequest:
         self._drafters, self._door, self._choice = drafters, door, choice
         self._tokens, self._seconds = np.zeros(max_num_seqs, dtype=np.int64), np.zeros(max_num_seqs)
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Start these anew."""
         self._tokens[slots], self._seconds[slots] = 0, 0.0
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         row = self._drafters.many.row[round_.cursor]
         played = _play(self._drafters, round_, left, policy, row)
@@ -70,12 +70,12 @@ class ByOracleRound:
         self._drafters, self._foresight = drafters, foresight
         self._ways: list[list[int] | None] = [None] * max_num_seqs
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Forget the ways of these."""
         for slot in slots.tolist():
             self._ways[slot] = None
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         columns = (round_.slots, round_.cursor, round_.position, left, round_.context)
         row = np.zeros(round_.active, dtype=np.int64)
@@ -99,10 +99,10 @@ class ByMeanConfidence:
     def __init__(self, drafters: Drafters, probe_tokens: int | None) -> None:
         self._drafters, self._probe = drafters, probe_tokens
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Nothing to forget."""
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         drafters, ahead = self._drafters, policy.drafts_ahead
         cursors, seen, runs, lengths = _wishes(drafters, round_, left, policy)
@@ -127,7 +127,7 @@ class ByMeanConfidence:
         emitted = np.minimum(accepted + 1, left)
         return Played(tokens, accepted, emitted, draft_s, verify_s, draft_s + verify_s, verified, extra)
 
-    def _mean(self, view: Round, steps: IntArray) -> FloatArray:
+    def _mean(self, view: Round, steps: Ints) -> Floats:
         """Give the mean confidence over the first `steps`; -1 where there is none."""
         longest = int(steps.max())
         if longest == 0:
@@ -145,10 +145,10 @@ class ByUnion:
     def __init__(self, drafters: Drafters) -> None:
         self._drafters = drafters
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Nothing to forget."""
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         drafters = self._drafters
         _, _, runs, lengths = _wishes(drafters, round_, left, policy)
@@ -166,8 +166,8 @@ class ByUnion:
 
 
 def _wishes(
-    drafters: Drafters, round_: Round, left: IntArray, policy: StoppingPolicy
-) -> tuple[IntArray, list[Round], IntArray, IntArray]:
+    drafters: Drafters, round_: Round, left: Ints, policy: StoppingPolicy
+) -> tuple[Ints, list[Round], Ints, Ints]:
     """Give, for every drafter: cursors, the round as it sees it, the runs to come, and draft lengths.
 
     Arrays have shape (drafters, slots).

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.playback.replay import SequenceTable
@@ -40,7 +40,7 @@ def token_counts(traces: TraceSet, sequences: SequenceTable, needed_by: str) -> 
     return counts
 
 
-def prompt_contexts(counts: csr_matrix) -> tuple[list[int], FloatArray]:
+def prompt_contexts(counts: csr_matrix) -> tuple[list[int], Floats]:
     """Give (context of each sequence, inner products of contexts): a context for each distinct prompt, length 1."""
     groups = equal_rows(counts)
     first = np.unique(groups, return_index=True)[1]
@@ -50,13 +50,13 @@ def prompt_contexts(counts: csr_matrix) -> tuple[list[int], FloatArray]:
     return groups.tolist(), np.asarray((unit @ unit.T).todense(), dtype=np.float64)
 
 
-def domain_contexts(domains: Sequence[str]) -> tuple[list[int], FloatArray]:
+def domain_contexts(domains: Sequence[str]) -> tuple[list[int], Floats]:
     """Give the same for one-hot vectors of the domain."""
     names, context = np.unique(domains, return_inverse=True)
     return context.tolist(), np.eye(len(names))
 
 
-def equal_rows(counts: csr_matrix) -> IntArray:
+def equal_rows(counts: csr_matrix) -> Ints:
     """Give each row the number of its kind: rows with equal counts are of one kind."""
     kinds: dict[tuple[bytes, bytes], int] = {}
     counts.sort_indices()
@@ -65,7 +65,7 @@ def equal_rows(counts: csr_matrix) -> IntArray:
     return np.array([kinds.setdefault(key, len(kinds)) for key in keys], dtype=np.int64)
 
 
-def naive_bayes(counts: csr_matrix, labels: IntArray, classes: int) -> tuple[FloatArray, FloatArray]:
+def naive_bayes(counts: csr_matrix, labels: Ints, classes: int) -> tuple[Floats, Floats]:
     """Fit multinomial naive Bayes; give (log prior, shape (classes,); log likelihood, shape (classes, tokens)).
 
     P(w | c) = (1 + count of w in c) / (tokens + all counts in c); P(c) = share of c (McCallum and Nigam 1998). A
@@ -78,7 +78,7 @@ def naive_bayes(counts: csr_matrix, labels: IntArray, classes: int) -> tuple[Flo
     return prior, np.log(total / total.sum(axis=1, keepdims=True))
 
 
-def out_of_fold(counts: csr_matrix, labels: IntArray, classes: int, folds: int, seed: int) -> IntArray:
+def out_of_fold(counts: csr_matrix, labels: Ints, classes: int, folds: int, seed: int) -> Ints:
     """Give the class of each row, by a model that was trained without its fold; equal rows share a fold.
 
     Folds are dealt at random, by `seed`. Raises `ReplayError` where all rows are equal.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.playback.draft_shapes import DraftShapes
@@ -35,11 +35,11 @@ class ManyRuns:
         rows = self.joint + 1
         self._starts: list[int] = np.concatenate(([0], np.cumsum(self._lengths)[:-1])).tolist()
         self._room = Stretches(rows * recorded)
-        self.run_length: IntArray = np.zeros(rows * recorded, dtype=np.int64)
+        self.run_length: Ints = np.zeros(rows * recorded, dtype=np.int64)
         self.shapes: DraftShapes | None = None
         """Several drafters have no one shape; ask `parts`."""
         limited = any(part.proposal_length is not None for part in parts)
-        self.proposal_length: IntArray | None = np.zeros_like(self.run_length) if limited else None
+        self.proposal_length: Ints | None = np.zeros_like(self.run_length) if limited else None
         self._origin, self._stride = np.zeros_like(self.run_length), np.zeros_like(self.run_length)
         self.row = np.zeros_like(self.run_length)
         """Who drafts at a cursor: the index of a drafter, or `joint`."""
@@ -85,17 +85,17 @@ class ManyRuns:
         """Take back the trajectory one of whose rows begins at `start`."""
         self._room.give(int(self.at(start, 0)))
 
-    def at(self, cursor: IntArray | int, drafter: IntArray | int) -> IntArray:
+    def at(self, cursor: Ints | int, drafter: Ints | int) -> Ints:
         """Give the cursors of the same positions for `drafter`; both may be arrays."""
-        cursors: IntArray = cursor + (drafter - self.row[cursor]) * self._stride[cursor]
+        cursors: Ints = cursor + (drafter - self.row[cursor]) * self._stride[cursor]
         return cursors
 
-    def verified(self, drafter: int, cursors: IntArray, drafted: IntArray) -> IntArray:
+    def verified(self, drafter: int, cursors: Ints, drafted: Ints) -> Ints:
         """Give the tokens verified for drafts of `drafter` that are `drafted` deep: nodes where they are trees."""
         shapes = self.parts[drafter].shapes
         return drafted if shapes is None else shapes.verified(self.positions(cursors), drafted)
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give the recorded positions that answer at `cursors`, whoever drafts."""
         return self._origin[cursors]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.drafter_routing.replay import ManyRuns
 from simulator.playback.signals import RecordedSignals
 
@@ -18,24 +18,24 @@ class ManySignals:
         self.steps = self.estimated_steps = 0
         self._replay, self._parts = replay, parts
 
-    def confidence(self, cursor: IntArray, steps: int) -> FloatArray:
+    def confidence(self, cursor: Ints, steps: int) -> Floats:
         """Give the drafter's largest probability, shape (slots, steps)."""
         return self._each(cursor, steps, lambda part: part.confidence)
 
-    def entropy(self, cursor: IntArray, steps: int) -> FloatArray:
+    def entropy(self, cursor: Ints, steps: int) -> Floats:
         """Give the drafter's entropy in nats, shape (slots, steps)."""
         return self._each(cursor, steps, lambda part: part.entropy)
 
-    def acceptance(self, cursor: IntArray, steps: int) -> FloatArray:
+    def acceptance(self, cursor: Ints, steps: int) -> Floats:
         """Give the predicted probability of acceptance of each step's token, given those before it."""
         return self._each(cursor, steps, lambda part: part.acceptance)
 
     def _each(
         self,
-        cursor: IntArray,
+        cursor: Ints,
         steps: int,
-        feel: Callable[[RecordedSignals], Callable[[IntArray, int], FloatArray]],
-    ) -> FloatArray:
+        feel: Callable[[RecordedSignals], Callable[[Ints, int], Floats]],
+    ) -> Floats:
         row = self._replay.row[cursor]
         values = np.empty((len(cursor), steps))
         for drafter in np.unique(row).tolist():

@@ -7,7 +7,7 @@ from collections import deque
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.drafter_routing.bandits import Ucb1
 from simulator.drafter_routing.choice import Newcomer
 
@@ -42,8 +42,8 @@ class SlidingUcb(Ucb1):
     def learn(self, drafter: int, sequence: int, tokens_per_second: float) -> None:
         """Add a reward, and forget the one that leaves the window."""
         self._heard.append((drafter, tokens_per_second))
-        arm: IntArray = np.array([arm for arm, _ in self._heard], dtype=np.int64)
-        reward: FloatArray = np.array([reward for _, reward in self._heard])
+        arm: Ints = np.array([arm for arm, _ in self._heard], dtype=np.int64)
+        reward: Floats = np.array([reward for _, reward in self._heard])
         arms = len(self.mean)
         self.rewards[:] = np.bincount(arm, minlength=arms)
         self.mean[:] = np.bincount(arm, weights=reward, minlength=arms) / np.maximum(self.rewards, 1)

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from calibration.common.errors import ScenarioError
 from calibration.common.files import fresh_folder
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator.experiments.estimate import CONFIDENCE, Estimate, estimate, metric_names
-from simulator.experiments.pool import Progress, retell
+from simulator.experiments.pool import retell
 from simulator.experiments.replicate import (
     Replications,
     check_number,

@@ -20,7 +20,6 @@ from simulator.running.run import read_traces, simulate
 from simulator.scenario.scenario import Scenario
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Set to 1 for workers: one thread each is fastest where every core has a worker."""
 

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from calibration.common.errors import ReplicationWarning, ScenarioError
 from calibration.common.files import fresh_folder
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator.experiments.estimate import CONFIDENCE, Estimate, estimate, metric_names, results_of
-from simulator.experiments.pool import Outcome, Progress, retell, run_all
+from simulator.experiments.pool import Outcome, retell, run_all
 from simulator.scenario.scenario import Scenario
 
 METHOD = "mean over independent replications, Student's t interval"

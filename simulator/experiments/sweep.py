@@ -13,10 +13,11 @@ import pyarrow as pa
 
 import calibration.common.errors
 from calibration.common.errors import PacelineError, PacelineWarning, ScenarioError
+from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator.experiments.axes import SweepPlan, name_of, plan_sweep, text_of
 from simulator.experiments.estimate import Estimate, estimate, metric_names, results_of
-from simulator.experiments.pool import Outcome, Progress, retell, run_all
+from simulator.experiments.pool import Outcome, retell, run_all
 from simulator.experiments.replicate import runs_table
 from simulator.experiments.store import Store, StoredCell, cell_key, cell_keys, traces_hash
 from simulator.scenario.loading import name_faults

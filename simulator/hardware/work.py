@@ -10,11 +10,11 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CostError
 from calibration.shapes.shapes import Shape
 
-Number = float | FloatArray | IntArray
+Number = float | Floats | Ints
 
 LAYER_KERNELS = 10
 """Kernels of a layer of a fused engine: residual + norm, queries/keys/values, rotation, cache write, attention,

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from calibration.common.errors import CostError
 from simulator.placement.window import compare
 from simulator.playback.replay import Replay
@@ -41,12 +41,12 @@ class Asynchronous:
         self._phase = 0.0
         """How much of the present draft step is done."""
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Let these start with nothing drafted."""
         self._pending[slots] = 0
         self._rolled[slots] = True
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         future = np.minimum(replay.run_length.take(round_.cursor), left)  # beyond the output a recording may go on
         prices, slots, active = round_.prices, round_.slots, round_.active

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CostError
 
 _TAIL = 1e-17
@@ -61,14 +61,14 @@ def servers_needed(verify_s: float, block_s: float) -> int:
     return max(1, math.ceil(verify_s / block_s - 1e-9))
 
 
-def _accepted(model: PublishedModel, number: int, rng: Generator) -> IntArray:
+def _accepted(model: PublishedModel, number: int, rng: Generator) -> Ints:
     """Draw how many tokens are accepted before the first rejection."""
     if model.acceptance == 1:
         return np.full(number, model.output_tokens)
     return rng.geometric(1 - model.acceptance, number) - 1
 
 
-def si_costs(model: PublishedModel, runs: int, rng: Generator) -> FloatArray:
+def si_costs(model: PublishedModel, runs: int, rng: Generator) -> Floats:
     """Draw the costs of `runs` outputs under serial speculation, in verifier steps."""
     cost, left = np.zeros(runs), np.full(runs, model.output_tokens)
     while left.any():
@@ -79,7 +79,7 @@ def si_costs(model: PublishedModel, runs: int, rng: Generator) -> FloatArray:
     return cost
 
 
-def dsi_costs(model: PublishedModel, runs: int, rng: Generator) -> FloatArray:
+def dsi_costs(model: PublishedModel, runs: int, rng: Generator) -> Floats:
     """Draw the costs of `runs` outputs under DSI with enough servers, in verifier steps."""
     cost, left = np.zeros(runs), np.full(runs, model.output_tokens)
     while left.any():
@@ -89,7 +89,7 @@ def dsi_costs(model: PublishedModel, runs: int, rng: Generator) -> FloatArray:
     return cost
 
 
-def _stretch(model: PublishedModel, accepted: IntArray, left: IntArray | int) -> FloatArray:
+def _stretch(model: PublishedModel, accepted: Ints, left: Ints | int) -> Floats:
     """Give what a stretch of `accepted` tokens and one more costs DSI, where `left` tokens are to come."""
     drafted = np.minimum(model.draft_tokens * (accepted // model.draft_tokens + 1), np.asarray(left) - 1)
     return np.asarray(np.minimum(model.draft_step * drafted + 1, accepted + 1.0), dtype=np.float64)
@@ -113,14 +113,14 @@ def expected_dsi_cost(model: PublishedModel) -> float:
     return float(cost[-1])
 
 
-def _stopped(model: PublishedModel, drafted: int) -> FloatArray:
+def _stopped(model: PublishedModel, drafted: int) -> Floats:
     """Give the probabilities that 0, 1, .. `drafted` of so many tokens are accepted."""
     chance = np.asarray(model.acceptance ** np.arange(drafted + 1) * (1 - model.acceptance), dtype=np.float64)
     chance[drafted] = model.acceptance**drafted
     return chance
 
 
-def _rest(cost: FloatArray, left: int, drafted: int) -> NDArray[np.float64]:
+def _rest(cost: Floats, left: int, drafted: int) -> NDArray[np.float64]:
     """Give the cost of what is left after 0, 1, .. `drafted` accepted tokens and one more."""
     return cost[left - 1 - np.arange(drafted + 1)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from calibration.common.errors import CostError
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftCost, DraftPerStep, Number, StepCost
@@ -77,10 +77,10 @@ class LayerParallel:
         step = draft.step
         self._whole = step.whole if isinstance(step, GroupedStep) else step
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Nothing to forget."""
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         played = self._serial.play(round_, left, policy, replay)
         if not (played.drafted.any() or played.draft_s):

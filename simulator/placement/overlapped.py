@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.placement.window import compare
 from simulator.playback.replay import Replay
 from simulator.rounds.round import Played, Round
@@ -34,11 +34,11 @@ class Overlapped:
     def __init__(self, max_num_seqs: int) -> None:
         self._pending = np.zeros(max_num_seqs, dtype=np.int64)
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Let these start in pre-verify."""
         self._pending[slots] = 0
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         future = np.minimum(replay.run_length.take(round_.cursor), left)  # beyond the output a recording may go on
         prices, slots = round_.prices, round_.slots

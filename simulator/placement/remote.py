@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.playback.replay import Replay
 from simulator.rounds.round import Played, Round
 from simulator.rounds.serial import Serial
@@ -30,10 +30,10 @@ class Remote:
         self._round_trip_s, self._bytes_per_s = round_trip_s, bytes_per_s
         self._bytes = bytes_per_drafted_token
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Nothing to forget."""
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         played = self._serial.play(round_, left, policy, replay)
         drafted = played.verified_tokens - round_.active

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.placement.dsi import servers_needed
 from simulator.playback.replay import Replay
 from simulator.rounds.round import Played, Round
@@ -26,9 +26,9 @@ class Timetable(NamedTuple):
     plain_s: float
     verify_s: float
     block_s: float
-    tokens: IntArray
+    tokens: Ints
 
-    def when(self, j: IntArray) -> FloatArray:
+    def when(self, j: Ints) -> Floats:
         """Give when the j-th token (from 1; 0: the beginning) is known, if everything before it was accepted.
 
         The least of: j plain steps; the block whose verification tells it; the block before that and plain steps.
@@ -39,10 +39,10 @@ class Timetable(NamedTuple):
         after = blocks * self.block_s + self.verify_s + rest * self.plain_s
         within = (blocks + (rest > 0)) * self.block_s + self.verify_s
         drafted = np.minimum(within, np.where(blocks > 0, after, np.inf))
-        best: FloatArray = np.where((self.tokens > 0) & (j > 0), np.minimum(plain, drafted), plain)
+        best: Floats = np.where((self.tokens > 0) & (j > 0), np.minimum(plain, drafted), plain)
         return best
 
-    def known(self, seconds: FloatArray) -> IntArray:
+    def known(self, seconds: Floats) -> Ints:
         """Give how many tokens are known `seconds` after the beginning, if everything was accepted."""
         eps = _ROUNDING * max(self.plain_s, self.verify_s)
         plain = np.floor((seconds + eps) / self.plain_s)
@@ -90,12 +90,12 @@ class ManyServers:
         self._tokens = np.zeros(max_num_seqs, dtype=np.int64)
         """Draft length of the stretch."""
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Let these begin a stretch."""
         self._ahead[slots] = 0.0
         self._known[slots] = 0
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         future = np.minimum(replay.run_length.take(round_.cursor), left)  # beyond the output a recording may go on
         slots, overhead_s = round_.slots, round_.prices.overhead_s
@@ -121,7 +121,7 @@ class ManyServers:
         # The engine adds the overhead that the timetable holds already.
         return Played(compared, accepted, emitted, draft_s, length, length - overhead_s, verified, extra)
 
-    def _timetable(self, round_: Round, tokens: IntArray) -> tuple[Timetable, int]:
+    def _timetable(self, round_: Round, tokens: Ints) -> tuple[Timetable, int]:
         """Give the timetable of this round's prices, and how many servers verify blocks."""
         prices, active, context = round_.prices, round_.active, int(round_.context.sum())
         plain_s, outside = prices.verify_s(active, active, context)

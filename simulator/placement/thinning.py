@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.playback.replay import Replay, runs_of
 from simulator.playback.stretches import Stretches
 
@@ -53,6 +53,6 @@ class ThinnedRuns:
         self.whole.close(self._start.pop(start))
         self._room.give(start)
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give the recorded positions that answer at `cursors`."""
         return self.whole.positions(self._cursor[cursors])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 
 
 class Compared(NamedTuple):
@@ -17,14 +17,14 @@ class Compared(NamedTuple):
     unverified from now on; `on` says which drafts go on.
     """
 
-    compared: IntArray
-    accepted: IntArray
-    emitted: IntArray
-    pending: IntArray
+    compared: Ints
+    accepted: Ints
+    emitted: Ints
+    pending: Ints
     on: NDArray[np.bool_]
 
 
-def compare(pending: IntArray, drafted: IntArray, run: IntArray, left: IntArray) -> Compared:
+def compare(pending: Ints, drafted: Ints, run: Ints, left: Ints) -> Compared:
     """Verify `pending` tokens while `drafted` ones were added behind them.
 
     The verifier reads the last committed token and the pending ones, and so knows the token behind each of them. That

@@ -26,7 +26,7 @@ import numpy as np
 from calibration.common.errors import ReplayError
 
 if TYPE_CHECKING:
-    from calibration.common.arrays import IntArray
+    from calibration.common.arrays import Ints
 
 _BLOCKS = 7
 """Top word of the Philox counter: keeps these draws apart from the luck of the same request."""
@@ -38,7 +38,7 @@ class BlockPool:
     `starts` and `lengths` are the stretches of its sequences in the compiled arrays.
     """
 
-    def __init__(self, domain: str, starts: IntArray, lengths: IntArray, block: int) -> None:
+    def __init__(self, domain: str, starts: Ints, lengths: Ints, block: int) -> None:
         self.block, room = _fit(lengths, block)
         if self.block < 1:
             raise ReplayError(
@@ -50,16 +50,16 @@ class BlockPool:
         # Choice c of sequence i is position 1 + c - (choices before i).
         self._shift = starts + 1 - (self._ends - choices)
 
-    def positions(self, number: int, rng: np.random.Generator) -> IntArray:
+    def positions(self, number: int, rng: np.random.Generator) -> Ints:
         """Give `number` positions (indices into the compiled arrays): blocks one after another, the last one cut."""
         blocks = -(-number // self.block)
         choice = rng.integers(0, self._ends[-1], blocks)
         first = choice + self._shift[np.searchsorted(self._ends, choice, side="right")]
-        blocks_of: IntArray = first[:, None] + np.arange(self.block)
+        blocks_of: Ints = first[:, None] + np.arange(self.block)
         return blocks_of.ravel()[:number]
 
 
-def _fit(lengths: IntArray, block: int) -> tuple[int, int]:
+def _fit(lengths: Ints, block: int) -> tuple[int, int]:
     """Give (positions of a block, positions of a sequence that cannot be a start).
 
     A start t of a sequence of T positions needs t >= 1 and t + block + margin <= T.
@@ -77,7 +77,7 @@ class Continuation:
     The positions depend on seed and request alone: policies that are compared share them.
     """
 
-    def __init__(self, domains: Sequence[str], starts: IntArray, lengths: IntArray, block: int, seed: int) -> None:
+    def __init__(self, domains: Sequence[str], starts: Ints, lengths: Ints, block: int, seed: int) -> None:
         self._domains, self._starts, self._lengths = domains, starts, lengths
         self._block, self._seed = block, seed
         self._recorded: list[int] = lengths.tolist()
@@ -88,7 +88,7 @@ class Continuation:
         """Give how many output tokens of `sequence` are recorded."""
         return self._recorded[sequence]
 
-    def trajectory(self, sequence: int, request: int, length: int) -> IntArray:
+    def trajectory(self, sequence: int, request: int, length: int) -> Ints:
         """Give the positions (indices into the compiled arrays) that answer for `length` output tokens."""
         start, recorded = int(self._starts[sequence]), self._recorded[sequence]
         if length <= recorded:

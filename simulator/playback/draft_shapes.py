@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import DrafterInfo
 
@@ -31,15 +31,15 @@ class DraftShapes:
     1, ... `whole`: layers of a whole draft step.
     """
 
-    nodes: IntArray | None
-    layers: IntArray | None
+    nodes: Ints | None
+    layers: Ints | None
     whole: int
 
-    def verified(self, places: IntArray, drafted: IntArray) -> IntArray:
+    def verified(self, places: Ints, drafted: Ints) -> Ints:
         """Give how many drafted tokens are verified for drafts that are `drafted` deep: a tree's nodes."""
         return drafted if self.nodes is None else self.nodes[places, drafted]
 
-    def shares(self, places: IntArray, drafted: IntArray) -> FloatArray | None:
+    def shares(self, places: Ints, drafted: Ints) -> Floats | None:
         """Give the part of a whole draft step that each token takes (slots, steps); 0 behind the last.
 
         None where every token takes a whole one.
@@ -55,7 +55,7 @@ class DraftShapes:
         return depth if self.nodes is None else int(self.nodes[:, : depth + 1].max(initial=0))
 
 
-def compile_shapes(info: DrafterInfo, table: pa.Table, place: IntArray, places: int) -> DraftShapes | None:
+def compile_shapes(info: DrafterInfo, table: pa.Table, place: Ints, places: int) -> DraftShapes | None:
     """Give the shapes of the drafts in the rows of `table`, which belong at `place`; None where all are plain chains.
 
     Raises `ReplayError` where layers were recorded and the drafter's own number of layers is not known.
@@ -71,7 +71,7 @@ def compile_shapes(info: DrafterInfo, table: pa.Table, place: IntArray, places: 
     return DraftShapes(nodes, _cumulative(table["draft_layers"], place, places, info.layers or 0), info.layers or 0)
 
 
-def _cumulative(column: pa.ChunkedArray, place: IntArray, places: int, plain: int) -> IntArray | None:
+def _cumulative(column: pa.ChunkedArray, place: Ints, places: int, plain: int) -> Ints | None:
     """Give the running counts of each row with a 0 in front; of `plain` a token in rows that have none.
 
     None where no row has any.

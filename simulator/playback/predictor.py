@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ConvergenceWarning, ReplayError
 from simulator.playback.recorded import Material
 
@@ -19,18 +19,18 @@ _RIDGE = 1e-4
 _STEPS = 50
 
 
-def features(confidence: FloatArray, entropy: FloatArray) -> FloatArray:
+def features(confidence: Floats, entropy: Floats) -> Floats:
     """Give (1, logit of the confidence, entropy in nats) along a new last axis."""
     sure = np.clip(confidence, _EDGE, 1 - _EDGE)
     return np.stack([np.ones_like(sure), np.log(sure / (1 - sure)), entropy], axis=-1)
 
 
-def logistic(x: FloatArray) -> FloatArray:
+def logistic(x: Floats) -> Floats:
     """Give 1 / (1 + exp(-x))."""
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))), dtype=np.float64)
 
 
-def fit_logistic(x: FloatArray, labels: FloatArray) -> FloatArray:
+def fit_logistic(x: Floats, labels: Floats) -> Floats:
     """Fit coefficients b of P = logistic(x b) to labels in [0, 1] by iteratively reweighted least squares.
 
     Soft labels are probabilities, as SpecDec++ trains its head on min(1, p / q). The first column of `x` is the
@@ -51,7 +51,7 @@ def fit_logistic(x: FloatArray, labels: FloatArray) -> FloatArray:
     return b
 
 
-def fit_by_fold(material: Material, confidence: FloatArray, entropy: FloatArray) -> FloatArray:
+def fit_by_fold(material: Material, confidence: Floats, entropy: Floats) -> Floats:
     """Give coefficients for every sequence (sequences, 3), fitted to the positions of sequences of other folds.
 
     So that no request is predicted from its own text. Labels are the recorded acceptance probabilities (greedy:
@@ -73,6 +73,6 @@ def fit_by_fold(material: Material, confidence: FloatArray, entropy: FloatArray)
     return coefficients[np.arange(len(material.sequences)) % FOLDS]
 
 
-def predicted(coefficients: FloatArray, owner: IntArray, confidence: FloatArray, entropy: FloatArray) -> FloatArray:
+def predicted(coefficients: Floats, owner: Ints, confidence: Floats, entropy: Floats) -> Floats:
     """Give the probability of acceptance; arrays (slots, steps), `coefficients` by sequence, `owner` by slot."""
     return logistic(np.einsum("ijk,ik->ij", features(confidence, entropy), coefficients[owner]))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import DrafterInfo, TraceSet
 from simulator.playback.replay import SequenceTable
@@ -34,26 +34,26 @@ class Material:
         return self.traces.manifest.decoding.mode == "greedy"
 
     @property
-    def lengths(self) -> IntArray:
+    def lengths(self) -> Ints:
         """Output tokens of each sequence."""
         return np.array(self.sequences.output_tokens, dtype=np.int64)
 
     @property
-    def starts(self) -> IntArray:
+    def starts(self) -> Ints:
         """Where each sequence begins in the flat arrays."""
         return np.concatenate(([0], np.cumsum(self.lengths)[:-1]))
 
     @property
-    def owners(self) -> IntArray:
+    def owners(self) -> Ints:
         """Which sequence each flat place belongs to."""
         return np.repeat(np.arange(len(self.sequences)), self.lengths)
 
     @property
-    def needed(self) -> IntArray:
+    def needed(self) -> Ints:
         """Places where a draft can start: all but the first of a sequence, which prefill emits."""
         return np.setdiff1d(np.arange(int(self.lengths.sum())), self.starts)
 
-    def rows(self, table: pa.Table, columns: Sequence[str]) -> tuple[pa.Table, IntArray]:
+    def rows(self, table: pa.Table, columns: Sequence[str]) -> tuple[pa.Table, Ints]:
         """Give this drafter's rows of `table` on these sequences, and each row's flat place."""
         mine = table.select(["sequence_id", "position", *columns]).filter(pc.equal(table["drafter"], self.drafter))
         code = pc.index_in(mine["sequence_id"], value_set=pa.array(self.sequences.ids))
@@ -61,7 +61,7 @@ class Material:
         owner = code.drop_null().to_numpy().astype(np.int64)
         return mine, self.starts[owner] + mine["position"].to_numpy()
 
-    def columns(self, *names: str) -> list[FloatArray]:
+    def columns(self, *names: str) -> list[Floats]:
         """Give columns of positions.parquet, NaN where missing."""
         table, place = self.rows(self.traces.positions, names)
         flat = []
@@ -71,7 +71,7 @@ class Material:
             flat.append(values)
         return flat
 
-    def whole(self, name: str, values: FloatArray, needed_by: str) -> None:
+    def whole(self, name: str, values: Floats, needed_by: str) -> None:
         """Refuse a column that lacks a value where a draft can start: `ReplayError` says where."""
         missing = self.needed[np.isnan(values[self.needed])]
         if len(missing):

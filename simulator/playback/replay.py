@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import DrafterInfo, TraceSet
 from simulator.playback.blocks import Continuation
@@ -82,8 +82,8 @@ class Replay(Protocol):
     chains whose tokens all cost the same.
     """
 
-    run_length: IntArray
-    proposal_length: IntArray | None
+    run_length: Ints
+    proposal_length: Ints | None
     shapes: DraftShapes | None
     """NOTE: `open` may put longer arrays in their places; do not keep hold of one."""
 
@@ -99,7 +99,7 @@ class Replay(Protocol):
         """Say that the request whose stretch begins at `start` has ended."""
         ...
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give the recorded positions (indices into arrays compiled by sequence) that answer at `cursors`."""
         ...
 
@@ -112,9 +112,9 @@ class RecordedRuns:
 
     def __init__(
         self,
-        starts: IntArray,
-        run_length: IntArray,
-        proposal_length: IntArray | None,
+        starts: Ints,
+        run_length: Ints,
+        proposal_length: Ints | None,
         continuation: Continuation,
         shapes: DraftShapes | None = None,
     ) -> None:
@@ -146,7 +146,7 @@ class RecordedRuns:
         """Take a stretch of its own back."""
         self._room.give(start)
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give the recorded positions that answer at `cursors`."""
         return self._origin[cursors]
 
@@ -164,8 +164,8 @@ class DrawnRuns:
 
     def __init__(
         self,
-        probability: FloatArray,
-        proposal_length: IntArray | None,
+        probability: Floats,
+        proposal_length: Ints | None,
         continuation: Continuation,
         slots: int,
         seed: int,
@@ -201,12 +201,12 @@ class DrawnRuns:
         """Take the stretch back."""
         self._room.give(start)
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give the recorded positions that answer at `cursors`."""
         return self._origin[cursors]
 
 
-def runs_of(match: NDArray[np.bool_]) -> IntArray:
+def runs_of(match: NDArray[np.bool_]) -> Ints:
     """Give, for every position, how many true values follow from there on."""
     index = np.arange(len(match))
     misses = np.append(np.flatnonzero(~match), len(match))
@@ -240,7 +240,7 @@ def compile_replay(
     owner = code.drop_null().to_numpy().astype(np.int64)
     cursor = starts[owner] + table["position"].to_numpy()
 
-    def column(name: str) -> FloatArray:
+    def column(name: str) -> Floats:
         flat = np.full(int(lengths.sum()), np.nan)
         flat[cursor] = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
         return flat
@@ -260,7 +260,7 @@ def compile_replay(
     return DrawnRuns(np.nan_to_num(probability), limits, continuation, slots, seed, shapes)
 
 
-def _whole(values: FloatArray, missing: int) -> IntArray:
+def _whole(values: Floats, missing: int) -> Ints:
     return np.where(np.isnan(values), missing, values).astype(np.int64)
 
 
@@ -275,7 +275,7 @@ def _check_cap(info: DrafterInfo, longest_draft: int | None, open_ended: bool) -
     )
 
 
-def _hole(info: DrafterInfo, sequences: SequenceTable, starts: IntArray, cursor: int, mode: str) -> str:
+def _hole(info: DrafterInfo, sequences: SequenceTable, starts: Ints, cursor: int, mode: str) -> str:
     owner = int(np.searchsorted(starts, cursor, side="right")) - 1
     column = "accept_probability" if mode == "sampled" else "run_length"
     return (

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from simulator.playback.predictor import fit_by_fold, predicted
 from simulator.playback.recorded import Material
@@ -36,9 +36,9 @@ _SAME = 1e-3
 class Places(Protocol):
     """The part of `simulator.playback.replay.Replay` that signals ask."""
 
-    run_length: IntArray
+    run_length: Ints
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give the recorded positions that answer at `cursors`."""
         ...
 
@@ -51,18 +51,18 @@ class Tails:
     token; `exact` gives for each flat place the row that holds its own tail, or -1.
     """
 
-    confidence: FloatArray
-    entropy: FloatArray
-    length: IntArray
-    sure: FloatArray
-    exact: IntArray
+    confidence: Floats
+    entropy: Floats
+    length: Ints
+    sure: Floats
+    exact: Ints
 
-    def donor(self, places: IntArray, sure: FloatArray) -> IntArray:
+    def donor(self, places: Ints, sure: Floats) -> Ints:
         """Give rows to borrow, for drafts from `places` that were so `sure` of their wrong token."""
         nearest = np.searchsorted(self.sure, sure)
         window = min(_NEIGHBOURS, len(self.sure))
         first = np.clip(nearest - window // 2, 0, len(self.sure) - window)
-        donor: IntArray = first + (places * _HASH % 2**32) * window // 2**32
+        donor: Ints = first + (places * _HASH % 2**32) * window // 2**32
         return donor
 
 
@@ -77,9 +77,9 @@ class RecordedSignals:
         self,
         replay: Places,
         material: Material,
-        confidence: FloatArray,
-        entropy: FloatArray,
-        coefficients: FloatArray | None = None,
+        confidence: Floats,
+        entropy: Floats,
+        coefficients: Floats | None = None,
     ) -> None:
         self.steps = self.estimated_steps = 0
         self._replay, self._coefficients = replay, coefficients
@@ -89,15 +89,15 @@ class RecordedSignals:
         self._to_come = ends[self._owners] - np.arange(len(self._owners))
         self._tails = _tails(material, confidence, entropy)
 
-    def confidence(self, cursor: IntArray, steps: int) -> FloatArray:
+    def confidence(self, cursor: Ints, steps: int) -> Floats:
         """Give the drafter's largest probability, shape (slots, steps)."""
         return self._along(cursor, steps, self._confidence, self._tails.confidence)
 
-    def entropy(self, cursor: IntArray, steps: int) -> FloatArray:
+    def entropy(self, cursor: Ints, steps: int) -> Floats:
         """Give the drafter's entropy in nats, shape (slots, steps)."""
         return self._along(cursor, steps, self._entropy, self._tails.entropy)
 
-    def acceptance(self, cursor: IntArray, steps: int) -> FloatArray:
+    def acceptance(self, cursor: Ints, steps: int) -> Floats:
         """Give the predicted probability of acceptance of each step's token, given those before it."""
         assert self._coefficients is not None
         counts = self.steps, self.estimated_steps
@@ -106,7 +106,7 @@ class RecordedSignals:
         entropy = self.entropy(cursor, steps)
         return predicted(self._coefficients, self._owners[self._replay.positions(cursor)], confidence, entropy)
 
-    def _along(self, cursor: IntArray, steps: int, recorded: FloatArray, tail: FloatArray) -> FloatArray:
+    def _along(self, cursor: Ints, steps: int, recorded: Floats, tail: Floats) -> Floats:
         place = self._replay.positions(cursor)
         self.steps += len(place) * steps
         # Steps on the text; none is left where the whole text has been matched.
@@ -126,7 +126,7 @@ class RecordedSignals:
 
 
 def make_signals(
-    replay: Places, material: Material, *, predict: bool = False, coefficients: FloatArray | None = None
+    replay: Places, material: Material, *, predict: bool = False, coefficients: Floats | None = None
 ) -> RecordedSignals:
     """Compile the signals of a drafter; `predict` also fits, or takes, the model of acceptance.
 
@@ -149,7 +149,7 @@ def make_signals(
     return RecordedSignals(replay, material, confidence, entropy, fitted)
 
 
-def _tails(material: Material, confidence: FloatArray, entropy: FloatArray) -> Tails:
+def _tails(material: Material, confidence: Floats, entropy: Floats) -> Tails:
     """Cut the recorded rollouts at their first wrong token."""
     names = ("step", "drafter_confidence", "drafter_entropy")
     table, place = material.rows(material.traces.rollouts, names)
@@ -182,7 +182,7 @@ def _tails(material: Material, confidence: FloatArray, entropy: FloatArray) -> T
     return Tails(cut[0], cut[1], length[keep], sure[keep], exact)
 
 
-def _padded(values: FloatArray, first: IntArray, count: IntArray) -> FloatArray:
+def _padded(values: Floats, first: Ints, count: Ints) -> Floats:
     """Give runs of `values` as rows, each repeated beyond its end."""
     columns = np.minimum(np.arange(int(count.max())), count[:, None] - 1)
     return values[first[:, None] + columns]
@@ -190,12 +190,12 @@ def _padded(values: FloatArray, first: IntArray, count: IntArray) -> FloatArray:
 
 def _agreement(
     material: Material,
-    start: IntArray,
-    paths: list[FloatArray],
-    count: IntArray,
-    to_come: IntArray,
-    recorded: tuple[FloatArray, FloatArray],
-) -> tuple[IntArray, IntArray | None]:
+    start: Ints,
+    paths: list[Floats],
+    count: Ints,
+    to_come: Ints,
+    recorded: tuple[Floats, Floats],
+) -> tuple[Ints, Ints | None]:
     """Give how many tokens of each rollout agree with the text, and the run lengths that tie starts to tails.
 
     Greedy: the recorded run lengths. Sampled: a rollout agrees as long as its confidence and entropy are those of the
@@ -214,7 +214,7 @@ def _agreement(
     return np.maximum(agreeing - 1, 0), None
 
 
-def _own_rows(material: Material, start: IntArray, length: IntArray, runs: IntArray | None) -> IntArray:
+def _own_rows(material: Material, start: Ints, length: Ints, runs: Ints | None) -> Ints:
     """Give for every flat place the row of the tail that is its own, or -1."""
     places = int(material.lengths.sum())
     exact = np.full(places, -1, dtype=np.int64)
@@ -233,7 +233,7 @@ def _own_rows(material: Material, start: IntArray, length: IntArray, runs: IntAr
     return exact
 
 
-def _sees_tokens_alone(runs: IntArray, material: Material) -> bool:
+def _sees_tokens_alone(runs: Ints, material: Material) -> bool:
     """Whether the run lengths are those of match bits: n > 0 at t means n - 1 at t + 1."""
     inside = np.flatnonzero((runs[:-1] > 0) & (np.diff(material.owners) == 0))
     inside = np.setdiff1d(inside, material.starts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from calibration.common.arrays import IntArray
+    from calibration.common.arrays import Ints
 
 
 class Stretches:
@@ -39,7 +39,7 @@ class Stretches:
         if start >= self._first:
             self._free[self._taken.pop(start)].append(start)
 
-    def fit(self, array: IntArray) -> IntArray:
+    def fit(self, array: Ints) -> Ints:
         """Give `array`, or a longer one that begins with it, so that every stretch is in it."""
         if len(array) >= self.end:
             return array

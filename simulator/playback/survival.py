@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.playback.predictor import logistic
 
 _RIDGE = 1.0
@@ -29,7 +29,7 @@ RECENT_PRIOR = (2.0, 3.0)
 """Accepted and compared tokens that recent acceptance starts from, and always counts."""
 
 
-def recent_acceptance(accepted: FloatArray, compared: FloatArray) -> FloatArray:
+def recent_acceptance(accepted: Floats, compared: Floats) -> Floats:
     """Give the log odds of faded counts of accepted over compared tokens, start values added."""
     hits, misses = accepted + RECENT_PRIOR[0], compared - accepted + RECENT_PRIOR[1] - RECENT_PRIOR[0]
     return np.asarray(np.log(hits / misses), dtype=np.float64)
@@ -39,14 +39,14 @@ def recent_acceptance(accepted: FloatArray, compared: FloatArray) -> FloatArray:
 class Hazard:
     """A fitted hazard. `at_depth` (longest, columns of x): the coefficients of x at each depth, products included."""
 
-    at_depth: FloatArray
+    at_depth: Floats
 
-    def curve(self, x: FloatArray) -> FloatArray:
+    def curve(self, x: Floats) -> Floats:
         """Give S_1 .. S_longest for rows x (n, columns, constant first): shape (n, longest)."""
         return np.asarray(np.cumprod(logistic(x @ self.at_depth.T), axis=1), dtype=np.float64)
 
 
-def fit_hazard(x: FloatArray, run: IntArray, proposed: IntArray, longest: int) -> Hazard:
+def fit_hazard(x: Floats, run: Ints, proposed: Ints, longest: int) -> Hazard:
     """Fit to rows x (constant first) where drafts ran `run` tokens deep of `proposed`; bonus excluded.
 
     A row counts once for each depth that its draft reached. A depth has its own constant (one for each of 0 to 3, one
@@ -68,7 +68,7 @@ def fit_hazard(x: FloatArray, run: IntArray, proposed: IntArray, longest: int) -
     return Hazard(at_depth)
 
 
-def fit_ridge(x: FloatArray, goes_on: NDArray[np.bool_]) -> FloatArray:
+def fit_ridge(x: Floats, goes_on: NDArray[np.bool_]) -> Floats:
     """Fit P = logistic(x b) with a ridge penalty, by Newton's method with halved steps.
 
     le Cessie and van Houwelingen 1992. The penalised likelihood is strictly concave: it has one maximum, also without
@@ -76,7 +76,7 @@ def fit_ridge(x: FloatArray, goes_on: NDArray[np.bool_]) -> FloatArray:
     """
     sign = np.where(goes_on, 1.0, -1.0)
 
-    def loss(b: FloatArray) -> float:
+    def loss(b: Floats) -> float:
         return float(np.logaddexp(0.0, -sign * (x @ b)).sum() + _RIDGE * (b @ b) / 2)
 
     b = np.zeros(x.shape[1])
@@ -101,17 +101,15 @@ class TokenEffects:
     Indexed by token id, -1 (the last place) for none. Shape (tokens + 1,) each.
     """
 
-    own: FloatArray
-    before: FloatArray
+    own: Floats
+    before: Floats
 
-    def of(self, path: IntArray) -> FloatArray:
+    def of(self, path: Ints) -> Floats:
         """Give what they add along `path` (rows, 1 + steps), the last known token first: shape (rows, steps)."""
         return np.asarray(self.own[path[:, 1:]] + self.before[path[:, :-1]])
 
 
-def fit_effects(
-    hazard: Hazard, x: FloatArray, path: IntArray, run: IntArray, proposed: IntArray, tokens: int
-) -> TokenEffects:
+def fit_effects(hazard: Hazard, x: Floats, path: Ints, run: Ints, proposed: Ints, tokens: int) -> TokenEffects:
     """Fit the effects of tokens to what `hazard` leaves open: first of the copied tokens, then of those before.
 
     One Newton step of a ridge penalty each, sum of (hit - P) over sum of P (1 - P) + penalty: shrunk to 0 where a
@@ -126,9 +124,7 @@ def fit_effects(
     return TokenEffects(own, before)
 
 
-def _effect(
-    path: IntArray, odds: FloatArray, hit: NDArray[np.bool_], seen: NDArray[np.bool_], tokens: int
-) -> FloatArray:
+def _effect(path: Ints, odds: Floats, hit: NDArray[np.bool_], seen: NDArray[np.bool_], tokens: int) -> Floats:
     p = logistic(odds[seen])
     which = path[seen] % (tokens + 1)
     left = np.bincount(which, weights=hit[seen] - p, minlength=tokens + 1)
@@ -138,7 +134,7 @@ def _effect(
     return np.asarray(effect, dtype=np.float64)
 
 
-def _steps(longest: int) -> FloatArray:
+def _steps(longest: int) -> Floats:
     """Give one-hot groups of depth: 0, 1, 2, 3, 4-7, 8-15, ..."""
     group = [depth if depth < 4 else 2 + (depth.bit_length() - 1) for depth in range(longest)]
     return np.eye(max(group) + 1)[group]

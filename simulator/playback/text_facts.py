@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from calibration.proposers.suffix import SuffixAutomaton
 from calibration.traces import TraceSet
@@ -48,13 +48,13 @@ class TextFacts:
     far it is known there; `source` (positions): where the latest earlier match goes on, -1 without a match.
     """
 
-    match: IntArray
-    values: FloatArray
-    text: IntArray
-    end: IntArray
-    source: IntArray
+    match: Ints
+    values: Floats
+    text: Ints
+    end: Ints
+    source: Ints
 
-    def path(self, places: IntArray, longest: int) -> IntArray:
+    def path(self, places: Ints, longest: int) -> Ints:
         """Give the last token at `places`, and the `longest` that followed the latest match: (places, 1 + longest).
 
         A copy that reaches the end goes on with its own beginning; -1 where there is no match.
@@ -86,7 +86,7 @@ def text_facts(traces: TraceSet, sequences: SequenceTable, needed_by: str) -> Te
     return TextFacts(np.concatenate(matches), np.concatenate(values), np.array(text, dtype=np.int64), *columns)
 
 
-def read_text(prompt: Sequence[int], output: Sequence[int]) -> tuple[IntArray, FloatArray, IntArray]:
+def read_text(prompt: Sequence[int], output: Sequence[int]) -> tuple[Ints, Floats, Ints]:
     """Give (longest earlier match, facts, where the latest match goes on) before each token of `output`.
 
     Shapes (T,), (T, `FACTS`) and (T,); places count from the beginning of the prompt, -1 without a match.

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.pricing.grades import STATED, StepGrade, lowest_step_grade
 from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, PromptTokens
 from simulator.pricing.roofline import RooflineStep
 
-Number = float | FloatArray | IntArray
+Number = float | Floats | Ints
 
 
 class StepCost(Protocol):
@@ -89,7 +89,7 @@ class DraftPerStep:
         self.step = step
 
     def seconds(
-        self, drafted: IntArray, context: IntArray, verify_s: float, share: FloatArray | None = None
+        self, drafted: Ints, context: Ints, verify_s: float, share: Floats | None = None
     ) -> tuple[float, bool]:
         """Give (seconds, whether outside the measured range) of drafting `drafted` tokens per slot.
 
@@ -110,7 +110,7 @@ class DraftPerStep:
         last = longest > 1 and self.step.outside(float(still[-1]), float(still[-1]), float(cached[-1]))
         return seconds, first or last
 
-    def _by_depth(self, share: FloatArray, context: IntArray) -> tuple[float, bool]:
+    def _by_depth(self, share: Floats, context: Ints) -> tuple[float, bool]:
         """Price steps of unequal depth: each band of layers is run by the slots whose token goes that deep.
 
         A band takes its part of a whole step of these slots: an approximation, see `simulator.playback.draft_shapes`.
@@ -139,7 +139,7 @@ class DraftPerRound:
         """Whether the price counts drafted tokens (constants) or slots (a measured one-shot lookup)."""
 
     def seconds(
-        self, drafted: IntArray, context: IntArray, verify_s: float, share: FloatArray | None = None
+        self, drafted: Ints, context: Ints, verify_s: float, share: Floats | None = None
     ) -> tuple[float, bool]:
         """Give (seconds, whether outside the measured range) of one round; `share` changes nothing."""
         batch = len(drafted)
@@ -157,7 +157,7 @@ class DraftFraction:
         self._source = source
 
     def seconds(
-        self, drafted: IntArray, context: IntArray, verify_s: float, share: FloatArray | None = None
+        self, drafted: Ints, context: Ints, verify_s: float, share: Floats | None = None
     ) -> tuple[float, bool]:
         """Give (seconds, False); `share` changes nothing."""
         return self._cost.fraction * verify_s, False
@@ -280,11 +280,11 @@ class Prices:
 
     def decode_s(
         self,
-        drafted: IntArray | None,
-        context: IntArray,
+        drafted: Ints | None,
+        context: Ints,
         total_context: int,
-        verified: IntArray | None = None,
-        share: FloatArray | None = None,
+        verified: Ints | None = None,
+        share: Floats | None = None,
     ) -> tuple[float, float]:
         """Give (draft seconds, verifier seconds) of a decode round; `drafted` None where there is no drafter.
 
@@ -303,11 +303,11 @@ class Prices:
 
     def partly_verified_s(
         self,
-        drafted: IntArray,
-        verified: IntArray,
-        context: IntArray,
+        drafted: Ints,
+        verified: Ints,
+        context: Ints,
         total_context: int,
-        share: FloatArray | None = None,
+        share: Floats | None = None,
     ) -> tuple[float, float]:
         """Give (draft seconds, verifier seconds) of a round that verifies `verified` of the `drafted` tokens only."""
         batch = len(context)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from simulator.pricing.fitted import measured_cells
 
 COUNTED = "device energy of prefill, verify and draft steps; no idle, host or cooling energy"
@@ -25,8 +25,8 @@ class Power(NamedTuple):
     that it gives for the measured steps themselves.
     """
 
-    tokens: FloatArray
-    watts: FloatArray
+    tokens: Floats
+    watts: Floats
     error: float
 
     def at(self, new_tokens: Any) -> Any:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints, Mask
 from simulator.pricing.fitted import digits
 from simulator.pricing.steps import Tidied
 
-Mask = NDArray[np.bool_]
 _FOLDS = 24
 """Most parts of the shapes that are left out in turn."""
 _HELD_OUT_SHAPES = 4
@@ -47,7 +45,7 @@ class Fitness:
         return told | {"total_error": self.total, "outliers_share": self.outliers}
 
 
-def fitness(tidy: Tidied, predicted: FloatArray, held_out: FloatArray | None) -> Fitness:
+def fitness(tidy: Tidied, predicted: Floats, held_out: Floats | None) -> Fitness:
     """Say how well `predicted`, and seconds `held_out`, tell these steps; outliers are added to the total."""
     shapes, more = tidy.shapes, 1 + tidy.outliers
     often = shapes.steps >= min(_OFTEN, float(shapes.steps.max()))
@@ -66,7 +64,7 @@ def fitness(tidy: Tidied, predicted: FloatArray, held_out: FloatArray | None) ->
     )
 
 
-def left_out(ids: IntArray, predict: Callable[[Mask], FloatArray]) -> FloatArray | None:
+def left_out(ids: Ints, predict: Callable[[Mask], Floats]) -> Floats | None:
     """Give the seconds of every shape by a fit to others: `predict(keep)` gives those that it does not keep."""
     number = int(ids.max()) + 1
     if number < _HELD_OUT_SHAPES:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from calibration.common.errors import CostError
 from simulator.pricing.grades import MEASURED, StepGrade
 
@@ -25,11 +25,11 @@ _HELD_OUT_CELLS = 4
 class Cells:
     """Measured steps, one per configuration: the median over its repeats. Token counts are per sequence."""
 
-    batch: FloatArray
-    new_tokens: FloatArray
-    context_tokens: FloatArray
-    seconds: FloatArray
-    repeats: FloatArray
+    batch: Floats
+    new_tokens: Floats
+    context_tokens: Floats
+    seconds: Floats
+    repeats: Floats
 
     def __len__(self) -> int:
         """Give the number of configurations."""
@@ -52,8 +52,8 @@ class Range(NamedTuple):
 class Curve(NamedTuple):
     """f at its knots (tokens, from 0 on; seconds), its slope beyond the last one, and the linear terms."""
 
-    knots: FloatArray
-    values: FloatArray
+    knots: Floats
+    values: Floats
     beyond_s: float
     batch_s: float
     context_s: float
@@ -196,7 +196,7 @@ def measured_cells(timings: pa.Table, model: str, operation: str) -> Cells:
     return repeated_cells(timings, model, operation)[0]
 
 
-def repeated_cells(timings: pa.Table, model: str, operation: str) -> tuple[Cells, list[FloatArray]]:
+def repeated_cells(timings: pa.Table, model: str, operation: str) -> tuple[Cells, list[Floats]]:
     """Give the configurations of a chain step as `measured_cells` does, and the seconds of the repeats of each."""
     mine = pc.and_(pc.equal(timings["model"], model), pc.equal(timings["operation"], operation))
     table = timings.filter(pc.and_(mine, pc.is_null(timings["tree_nodes"])))
@@ -210,14 +210,14 @@ def repeated_cells(timings: pa.Table, model: str, operation: str) -> tuple[Cells
     return Cells(batch, new_tokens, context, medians, counts), repeats
 
 
-def hinges(tokens: FloatArray, knots: FloatArray) -> list[FloatArray]:
+def hinges(tokens: Floats, knots: Floats) -> list[Floats]:
     """Give how many of `tokens` lie in each stretch between `knots`: the columns of a piecewise linear f."""
     return [np.clip(tokens, low, high) - low for low, high in itertools.pairwise(knots)]
 
 
 def solve(
-    columns: list[FloatArray], seconds: FloatArray, near: FloatArray | None = None, weights: FloatArray | None = None
-) -> FloatArray:
+    columns: list[Floats], seconds: Floats, near: Floats | None = None, weights: Floats | None = None
+) -> Floats:
     """Give the non-negative coefficients of `columns` with the least squared error relative to `near`.
 
     `near`: the seconds themselves unless given; `weights` of the rows: all alike unless given.
@@ -233,7 +233,7 @@ def solve(
     return np.array([digits(x) for x in nnls(weighted, target, maxiter=10_000)[0] / scale])
 
 
-def curve_of(knots: FloatArray, solution: FloatArray) -> Curve:
+def curve_of(knots: Floats, solution: Floats) -> Curve:
     """Give the curve of a `solution`: f(0), its slopes, and as many of the linear terms (context first) as it has."""
     first, slopes, linear = solution[0], solution[1 : len(knots)], solution[len(knots) :].tolist()
     values = first + np.concatenate(([0.0], np.cumsum(slopes * np.diff(knots))))
@@ -255,12 +255,12 @@ def fit_curve(cells: Cells) -> Curve:
     return curve_of(knots, solve(columns, cells.seconds))
 
 
-def _relative(curve: Curve, cells: Cells) -> FloatArray:
+def _relative(curve: Curve, cells: Cells) -> Floats:
     predicted = curve.seconds(cells.batch, cells.batch * cells.new_tokens, cells.batch * cells.context_tokens)
     return np.asarray(predicted / cells.seconds - 1, dtype=np.float64)
 
 
-def held_out_errors(cells: Cells) -> FloatArray | None:
+def held_out_errors(cells: Cells) -> Floats | None:
     """Give the signed relative error on each cell of the fit to all the others; None with fewer than four cells."""
     if len(cells) < _HELD_OUT_CELLS:
         return None

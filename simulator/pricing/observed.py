@@ -35,9 +35,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats, Mask
 from calibration.common.errors import CostError, did_you_mean
-from simulator.pricing.fitness import Fitness, Mask, fitness, left_out
+from simulator.pricing.fitness import Fitness, fitness, left_out
 from simulator.pricing.fitted import Curve, Range, curve_of, hinges, solve
 from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, pairs
 from simulator.pricing.steps import EngineSteps, Shapes, family_keys, numbered, rows_of, tidied
@@ -64,7 +64,7 @@ class Law(NamedTuple):
     beside_s: float
     change_s: float
 
-    def seconds(self, shapes: Shapes) -> FloatArray:
+    def seconds(self, shapes: Shapes) -> Floats:
         """Give the seconds of steps."""
         of = self.forward.seconds(1, shapes.forward_tokens, 0) + self.head_s * _head_rows(shapes)
         linear = (self.sequence_s, self.context_s, self.further_s, self.pair_s, self.beside_s, self.change_s)
@@ -88,11 +88,11 @@ class Law(NamedTuple):
         return self.forward._replace(batch_s=self.head_s + self.sequence_s)
 
 
-def _head_rows(shapes: Shapes) -> FloatArray:
+def _head_rows(shapes: Shapes) -> Floats:
     return shapes.tokens + shapes.prompts - 1
 
 
-def _linear(shapes: Shapes) -> tuple[FloatArray, ...]:
+def _linear(shapes: Shapes) -> tuple[Floats, ...]:
     """Give the columns of the linear terms, those of `Law.seconds` in its order."""
     prompts = np.maximum(shapes.prompts, 1)
     return (
@@ -145,7 +145,7 @@ def _far_slope(forward: Curve) -> float:
     return float(forward.seconds(1, top, 0) - forward.seconds(1, top / 4, 0)) / (0.75 * top)
 
 
-def _knots(shapes: Shapes) -> FloatArray:
+def _knots(shapes: Shapes) -> Floats:
     """Give 0 and the knots of f but the first: f(0) and a slope to it would say the same."""
     decoding = shapes.prompts == 0
     tokens, steps = shapes.tokens[decoding], shapes.steps[decoding]
@@ -165,7 +165,7 @@ def _knots(shapes: Shapes) -> FloatArray:
     return np.array([0.0, *found[1:]])
 
 
-def weights_of(shapes: Shapes) -> FloatArray:
+def weights_of(shapes: Shapes) -> Floats:
     """Give what each of `shapes` counts in a fit: n / (n + 25)."""
     return np.asarray(shapes.steps / (shapes.steps + TRUSTED_STEPS))
 
@@ -197,7 +197,7 @@ def price_rows(
 ) -> tuple[ObservedPrefill | None, ObservedStep]:
     """Give the prices of (prefill, where `rows` have any, and decode steps); each of `rows` is a step."""
 
-    def fit(shapes: Shapes) -> Callable[[Shapes], FloatArray]:
+    def fit(shapes: Shapes) -> Callable[[Shapes], Floats]:
         return fit_law(shapes, head_share).seconds
 
     tidy = tidied(rows, fit)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from calibration.common.errors import CostError
 from simulator.pricing.fitted import digits, solve
 from simulator.pricing.observed import fit_observed, price_rows, weights_of
@@ -103,7 +103,7 @@ def _rounds(steps: EngineSteps, verified: Verified | None) -> Shapes | None:
 def _by_rounds(steps: EngineSteps, drafter: str, one_shot: bool, verified: Verified, rows: Shapes) -> Drafting:
     prefill, verify = fit_observed(*verified)
 
-    def priced(some: Shapes) -> FloatArray:
+    def priced(some: Shapes) -> Floats:
         seconds = verify.step_seconds(some.sequences, some.tokens, some.context) + verify.change_s * some.changed
         return np.asarray(seconds)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from calibration.common.errors import CostError
 from calibration.shapes.shapes import Shape, get_shape
 from simulator.hardware.devices import ELEMENT_BYTES, Device, get_device
@@ -135,13 +135,13 @@ class _Part(NamedTuple):
         power = power_model(get_device(price["device"]), dtype)
         return cls(shape, price["tensor_parallel"], power, ELEMENT_BYTES[dtype])
 
-    def joules(self, batch: Any, new: Any, context: Any, seconds: Any, logits: Any = None) -> FloatArray:
+    def joules(self, batch: Any, new: Any, context: Any, seconds: Any, logits: Any = None) -> Floats:
         """Give the joules of steps on all devices."""
         size, byte = self.devices, self.dtype_bytes
         work = step_work(self.shape, batch, new, context, dtype_bytes=byte, tensor_parallel=size, logits=logits)
         return np.asarray(size * self.power.joules(work, seconds), dtype=np.float64)
 
-    def verified(self, iterations: pa.Table) -> FloatArray:
+    def verified(self, iterations: pa.Table) -> Floats:
         """Give the joules of the verifier in every iteration, prefill and host overhead included."""
         active, drafted, prefill, context, verify_s, overhead_s = _columns(
             iterations, "active", "drafted_tokens", "prefill_tokens", "context_tokens", "verify_s", "overhead_s"
@@ -151,7 +151,7 @@ class _Part(NamedTuple):
         new = np.where(alone, 0.0, scored) + prefill
         return self.joules(active, new, context, verify_s + overhead_s, scored)
 
-    def drafted(self, iterations: pa.Table) -> FloatArray:
+    def drafted(self, iterations: pa.Table) -> Floats:
         """Give the joules of the drafter in every iteration that drafted."""
         columns = _columns(iterations, "active", "drafted_tokens", "context_tokens", "draft_s")
         some = columns[1] > 0
@@ -160,5 +160,5 @@ class _Part(NamedTuple):
         return np.asarray(steps * self.joules(active, drafted / steps, context, draft_s / steps))
 
 
-def _columns(table: pa.Table, *names: str) -> tuple[FloatArray, ...]:
+def _columns(table: pa.Table, *names: str) -> tuple[Floats, ...]:
     return tuple(table[name].to_numpy().astype(np.float64) for name in names)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError, CostError
 from calibration.shapes.shapes import Shape, get_shape
 from simulator.hardware.devices import ELEMENT_BYTES, Device, get_device
@@ -91,13 +91,13 @@ class RooflineStep:
         }
 
     @functools.cached_property
-    def _bodies(self) -> FloatArray:
+    def _bodies(self) -> Floats:
         """Seconds of the layers but for attention, at 0, 1, 2 ... new tokens."""
         tokens = np.arange(TABLE_TOKENS + 1, dtype=np.float64)
         return np.asarray(self._matrices(tokens) + self._elementwise(tokens) + self._all_reduce(tokens))
 
     @functools.cached_property
-    def _heads(self) -> FloatArray:
+    def _heads(self) -> Floats:
         """Seconds of the LM head at 0, 1, 2 ... tokens to score."""
         return np.asarray(self._head(np.arange(TABLE_TOKENS + 1, dtype=np.float64)))
 

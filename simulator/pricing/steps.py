@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.checksums import folder_sha256
 from calibration.common.errors import CostError, TraceError
 from calibration.measured import Manifest, MeasuredRun
@@ -42,22 +42,22 @@ class Shapes:
     tokens, else 0.
     """
 
-    sequences: FloatArray
-    tokens: FloatArray
-    context: FloatArray
-    prompts: FloatArray
-    prompt_tokens: FloatArray
-    prompt_context: FloatArray
-    changed: FloatArray
-    seconds: FloatArray
-    steps: FloatArray
+    sequences: Floats
+    tokens: Floats
+    context: Floats
+    prompts: Floats
+    prompt_tokens: Floats
+    prompt_context: Floats
+    changed: Floats
+    seconds: Floats
+    steps: Floats
 
     def __len__(self) -> int:
         """Give the number of shapes."""
         return len(self.seconds)
 
     @property
-    def forward_tokens(self) -> FloatArray:
+    def forward_tokens(self) -> Floats:
         """Tokens that a step computes in all."""
         return self.tokens + self.prompt_tokens
 
@@ -170,7 +170,7 @@ def family_keys(rows: Shapes) -> Keys:
     return [rows.sequences, rows.tokens, rows.prompts, binned, rows.prompt_context > 0]
 
 
-def _part(rows: Shapes) -> IntArray:
+def _part(rows: Shapes) -> Ints:
     """Number the parts of equal size, by cached tokens, of steps that decode alike."""
     keys = (rows.context, rows.changed, rows.prompts, rows.tokens, rows.sequences)
     order = np.lexsort(keys)
@@ -196,7 +196,7 @@ class Tidied:
     """Means by shape without their outliers, and with them (`raw_s`); `outliers`: what these add, see `tidied`."""
 
     shapes: Shapes
-    raw_s: FloatArray
+    raw_s: Floats
     outliers: float
 
     def __getitem__(self, keep: Any) -> Tidied:
@@ -204,7 +204,7 @@ class Tidied:
         return replace(self, shapes=self.shapes[keep], raw_s=self.raw_s[keep])
 
 
-def tidied(rows: Shapes, fit: Callable[[Shapes], Callable[[Shapes], FloatArray]]) -> Tidied:
+def tidied(rows: Shapes, fit: Callable[[Shapes], Callable[[Shapes], Floats]]) -> Tidied:
     """Give the means of `rows` (each a step) over those of a shape, outliers taken apart.
 
     Usual are the median seconds of a shape (of two, the smaller), or, of a step that is alone in its shape, what a
@@ -228,7 +228,7 @@ def tidied(rows: Shapes, fit: Callable[[Shapes], Callable[[Shapes], FloatArray]]
     return Tidied(shapes, averaged(rows, keys).seconds, float(beyond.sum() / kept.sum()))
 
 
-def numbered(keys: Keys) -> IntArray:
+def numbered(keys: Keys) -> Ints:
     """Give every step the number of its `keys`."""
     found = np.unique(np.stack(list(keys), axis=1), axis=0, return_inverse=True)[1]
     return np.asarray(found, dtype=np.int64).ravel()

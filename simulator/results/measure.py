@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ConvergenceWarning, ScenarioError
 from simulator.scenario.scenario import Measurement
 from simulator.scenario.workload import ClosedLoop, Workload
@@ -31,14 +31,14 @@ class Window:
     arrival on, and `method` is None.
     """
 
-    request_ids: IntArray
+    request_ids: Ints
     began_s: float
     ended_s: float
     removed: int
     method: str | None
     warmup_s: float = 0.0
 
-    def keeps(self, request_ids: IntArray) -> Any:
+    def keeps(self, request_ids: Ints) -> Any:
         """Give a mask: which requests are measured."""
         return np.isin(request_ids, self.request_ids)
 
@@ -102,7 +102,7 @@ def without_startup(load: Workload, window: Window, requests: pa.Table) -> tuple
     return replace(window, request_ids=window.request_ids[~first]), {"startup_requests": left}
 
 
-def _automatic(latency: FloatArray) -> int:
+def _automatic(latency: Floats) -> int:
     if len(latency) < 2 * BATCH:
         raise ScenarioError(
             f"scenario: measure.warmup: 'auto' needs at least {2 * BATCH} counted requests, got {len(latency)}"
@@ -118,7 +118,7 @@ def _automatic(latency: FloatArray) -> int:
     return removed
 
 
-def mser(values: FloatArray, batch: int = BATCH) -> int:
+def mser(values: Floats, batch: int = BATCH) -> int:
     """Give how many of the first `values` to leave out, by MSER with batches of `batch` (5: MSER-5).
 
     With batch means z_1 .. z_n, leaving out the first d of them has the score

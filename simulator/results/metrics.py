@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from simulator.results.measure import Window, measured_window, without_startup
 from simulator.results.record import Record, inter_token_latencies, longest_gaps
 from simulator.results.slo import goodput, money
@@ -20,12 +20,12 @@ from simulator.scenario.scenario import Scenario
 PERCENTILES = (90, 95, 99)
 
 
-def spread(name: str, seconds: FloatArray) -> dict[str, float]:
+def spread(name: str, seconds: Floats) -> dict[str, float]:
     """Give mean, median, standard deviation and percentiles in ms; nothing where there is no value."""
     return _spread_ms(name, seconds * 1000)
 
 
-def _spread_ms(name: str, ms: FloatArray) -> dict[str, float]:
+def _spread_ms(name: str, ms: Floats) -> dict[str, float]:
     if len(ms) == 0:
         return {}
     return {
@@ -54,7 +54,7 @@ def latencies(record: Record, requests: pa.Table, window: Window | None = None) 
     }
 
 
-def request_latencies(counted: pa.Table) -> tuple[FloatArray, FloatArray, FloatArray]:
+def request_latencies(counted: pa.Table) -> tuple[Floats, Floats, Floats]:
     """Give (TTFT, TPOT, end-to-end latency) of each request, in seconds; no TPOT for those of one token."""
     arrival, first, finish, tokens = (
         counted[name].to_numpy() for name in ("arrival_s", "first_token_s", "finish_s", "output_tokens")

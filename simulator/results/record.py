@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.playback.replay import SequenceTable
 from simulator.results.measure import Window
 from simulator.rounds.log import PREFILL, Counters, RunLog
@@ -52,8 +52,8 @@ class Record:
         self.stints["request"] = order[at[ended]]
         decode = [_decode(log) for log in logs]
         start, duration, active = (np.concatenate(columns) for columns in zip(*decode, strict=True))
-        self.round_ends: FloatArray = start + duration
-        self.shares: FloatArray = np.concatenate(([0.0], np.cumsum(duration / active)))
+        self.round_ends: Floats = start + duration
+        self.shares: Floats = np.concatenate(([0.0], np.cumsum(duration / active)))
         """Seconds that a request in all rounds would have, each round shared equally among its slots."""
 
     def per_request(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -62,7 +62,7 @@ class Record:
         np.add.at(total, self.stints["request"], values)
         return total
 
-    def accepted_by_length(self) -> IntArray:
+    def accepted_by_length(self) -> Ints:
         """Give the number of rounds of a slot per accepted length."""
         counts = [member.log.accepted.by_length() for member in self.members]
         total = np.zeros(max(len(count) for count in counts), dtype=np.int64)
@@ -148,7 +148,7 @@ def requests_table(record: Record, sequences: SequenceTable) -> pa.Table:
     )
 
 
-def inter_token_latencies(record: Record, window: Window | None = None) -> tuple[FloatArray, IntArray]:
+def inter_token_latencies(record: Record, window: Window | None = None) -> tuple[Floats, Ints]:
     """Give (gap in seconds, how often it occurred) between emissions of counted requests, those of `window` only.
 
     The first gap of a stint starts at its own last emission before; all others are the gaps between ends of
@@ -175,7 +175,7 @@ def inter_token_latencies(record: Record, window: Window | None = None) -> tuple
     return gaps, np.concatenate((np.ones(len(own), dtype=np.int64), shared, np.ones(len(anew), dtype=np.int64)))
 
 
-def longest_gaps(record: Record, request_ids: IntArray) -> FloatArray:
+def longest_gaps(record: Record, request_ids: Ints) -> Floats:
     """Give the longest gap between two emissions of each of `request_ids`, in seconds; 0 where there is none."""
     stints, ends = record.stints, record.round_ends
     first, last = stints["first_round"], stints["last_round"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from simulator.scenario.scenario import Objectives
 
 
 def goodput(
-    objectives: Objectives | None, requests: pa.Table, duration_s: float, longest_gap_s: FloatArray
+    objectives: Objectives | None, requests: pa.Table, duration_s: float, longest_gap_s: Floats
 ) -> dict[str, float]:
     """Give the goodput of `requests` (the measured ones) over `duration_s`; nothing where no objective is stated.
 

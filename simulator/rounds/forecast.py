@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.pricing.costs import DraftFraction, DraftPerStep, Prices
 from simulator.rounds.round import Round
 
 
-def verify_seconds(round_: Round, drafted_tokens: IntArray) -> FloatArray:
+def verify_seconds(round_: Round, drafted_tokens: Ints) -> Floats:
     """Give overhead, prefill and verification, where `drafted_tokens` (any shape) are verified beside the batch.
 
     Padded to captured batch sizes as the engine pads; prefill chunks cost what `Prices.added_prefill_s` says.
@@ -26,7 +26,7 @@ def verify_seconds(round_: Round, drafted_tokens: IntArray) -> FloatArray:
     return np.asarray(seconds, dtype=np.float64)
 
 
-def draft_seconds(prices: Prices, context: IntArray, lengths: IntArray, verify_s: FloatArray) -> FloatArray:
+def draft_seconds(prices: Prices, context: Ints, lengths: Ints, verify_s: Floats) -> Floats:
     """Give the drafting of min(lengths, L) tokens per slot for L = 0, 1, .. max(lengths), in lock step.
 
     `verify_s` (as long): verification in each case, of which some drafters are said to take a fraction.
@@ -48,7 +48,7 @@ def draft_seconds(prices: Prices, context: IntArray, lengths: IntArray, verify_s
     return np.where(np.arange(longest + 1) > 0, seconds, 0.0)  # asked for nothing, the drafter does not run
 
 
-def capped_seconds(round_: Round, lengths: IntArray) -> FloatArray:
+def capped_seconds(round_: Round, lengths: Ints) -> Floats:
     """Give the seconds of this round if slot i drafted min(lengths_i, L) tokens, for L = 0, 1, .. max(lengths)."""
     longest = int(lengths.max())
     at_least = len(lengths) - np.bincount(lengths, minlength=longest + 1).cumsum()[:longest]
@@ -56,6 +56,6 @@ def capped_seconds(round_: Round, lengths: IntArray) -> FloatArray:
     return verify_s + draft_seconds(round_.prices, round_.context, lengths, verify_s - round_.prices.overhead_s)
 
 
-def even_seconds(round_: Round, longest: int) -> FloatArray:
+def even_seconds(round_: Round, longest: int) -> Floats:
     """Give the seconds of this round if every slot drafted k tokens, for k = 0 .. `longest`."""
     return capped_seconds(round_, np.full(round_.active, longest, dtype=np.int64))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.rounds.round import Played
 
 _BLOCK = 1 << 15
@@ -48,11 +48,11 @@ class AcceptanceCounts:
     """How many rounds of a slot accepted 0, 1, 2 ... drafted tokens (bonus excluded), counted in blocks."""
 
     def __init__(self) -> None:
-        self._counts: IntArray = np.zeros(1, dtype=np.int64)
-        self._blocks: list[IntArray] = []
+        self._counts: Ints = np.zeros(1, dtype=np.int64)
+        self._blocks: list[Ints] = []
         self._pending = 0
 
-    def add(self, accepted: IntArray) -> None:
+    def add(self, accepted: Ints) -> None:
         """Count one round of each slot."""
         self._blocks.append(accepted)
         self._pending += len(accepted)
@@ -65,7 +65,7 @@ class AcceptanceCounts:
             fresh[: len(self._counts)] += self._counts
             self._counts, self._blocks, self._pending = fresh, [], 0
 
-    def by_length(self) -> IntArray:
+    def by_length(self) -> Ints:
         """Give the number of rounds per accepted length."""
         self._flush()
         return self._counts
@@ -157,7 +157,7 @@ class RunLog:
             if name.endswith("_s"):
                 self.beside_s[name] = self.beside_s.get(name, 0.0) + value
 
-    def acceptance(self, drafted: IntArray, accepted: IntArray) -> None:
+    def acceptance(self, drafted: Ints, accepted: Ints) -> None:
         """Note how many tokens each slot drafted and got accepted in a round."""
         tried = int(np.count_nonzero(drafted))
         if tried:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.rounds.round import Played, Round
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ class StoppingPolicy(Protocol):
     tree: Tree | None
     always_drafts: bool
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Hear that `slots` now hold other requests: forget what was known of the old ones."""
         ...
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give how many drafted tokens of each active slot are to be verified (shape: active)."""
         ...
 
@@ -51,7 +51,7 @@ class Policy:
     tree: Tree | None = None
     always_drafts: bool = False
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Nothing to forget."""
 
     def observe(self, round_: Round, played: Played) -> None:
@@ -64,22 +64,22 @@ class OraclePolicy(Policy):
     It is asked by `foreseen_tokens` in place of `draft_tokens`.
     """
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Refuse: an oracle that is not told the future is no oracle."""
         raise TypeError("an oracle is asked by foreseen_tokens")
 
-    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
+    def foreseen_tokens(self, round_: Round, run_length: Ints) -> Ints:
         """Give the draft lengths (shape: active); `run_length` tokens of each slot's next draft will be accepted."""
         raise NotImplementedError
 
 
-def ask(policy: StoppingPolicy, round_: Round, run_length: IntArray) -> IntArray:
+def ask(policy: StoppingPolicy, round_: Round, run_length: Ints) -> Ints:
     """Give the draft lengths that `policy` chooses; only an oracle is told the `run_length` to come."""
     if isinstance(policy, OraclePolicy):
         return policy.foreseen_tokens(round_, run_length)
     return policy.draft_tokens(round_)
 
 
-def first_stop(stop: NDArray[np.bool_]) -> IntArray:
+def first_stop(stop: NDArray[np.bool_]) -> Ints:
     """Give draft lengths: up to and with the first step where `stop` (slots, steps) is true, else all steps."""
     return np.asarray(np.where(stop.any(axis=1), stop.argmax(axis=1) + 1, stop.shape[1]), dtype=np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 
 if TYPE_CHECKING:
     from simulator.pricing.costs import Prices
@@ -22,11 +22,11 @@ class Signals(Protocol):
 
     estimated_steps: int
 
-    def confidence(self, cursor: IntArray, steps: int) -> FloatArray:
+    def confidence(self, cursor: Ints, steps: int) -> Floats:
         """Give the drafter's largest probability."""
         ...
 
-    def entropy(self, cursor: IntArray, steps: int) -> FloatArray:
+    def entropy(self, cursor: Ints, steps: int) -> Floats:
         """Give the drafter's entropy in nats."""
         ...
 
@@ -42,10 +42,10 @@ class Round:
     """
 
     active: int
-    slots: IntArray
-    position: IntArray
-    context: IntArray
-    cursor: IntArray
+    slots: Ints
+    position: Ints
+    context: Ints
+    cursor: Ints
     now_s: float
     prices: Prices
     signals: Signals | None = None
@@ -60,9 +60,9 @@ class Played:
     out: their sum where drafting is serial, less where it overlaps.
     """
 
-    drafted: IntArray
-    accepted: IntArray
-    emitted: IntArray
+    drafted: Ints
+    accepted: Ints
+    emitted: Ints
     draft_s: float
     verify_s: float
     seconds: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.playback.replay import Replay
 from simulator.rounds.policy import StoppingPolicy, ask
 from simulator.rounds.round import Played, Round
@@ -28,10 +28,10 @@ class Serial:
     def __init__(self, pad_drafts: bool = False) -> None:
         self._pad_drafts = pad_drafts
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Nothing to forget."""
 
-    def play(self, round_: Round, left: IntArray, policy: StoppingPolicy, replay: Replay) -> Played:
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
         """Play one round."""
         if policy.tree is not None:
             return _play_tree(round_, left, policy.tree, replay)
@@ -62,7 +62,7 @@ class Serial:
         return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens, extra)
 
 
-def _play_tree(round_: Round, left: IntArray, tree: Tree, replay: Replay) -> Played:
+def _play_tree(round_: Round, left: Ints, tree: Tree, replay: Replay) -> Played:
     """Play a round in which every slot drafts and verifies `tree`; `drafted` counts nodes."""
     accepted = np.minimum(tree.accepted(replay.positions(round_.cursor)), left)
     emitted = np.minimum(accepted + 1, left)

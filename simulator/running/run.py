@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 import simpy
 
 from calibration.common.errors import ExtrapolationWarning, ScenarioError
+from calibration.common.progress import Progress
 from calibration.common.version import paceline_version
 from calibration.traces import Manifest, TraceSet, bundled
 from simulator.drafter_routing.make import drafter_names, is_drawn, routing_summary
@@ -30,8 +31,6 @@ from simulator.scenario.workload import block_tokens
 from simulator.serving.fleet import Fleet
 from simulator.stopping import OraclePolicy
 from simulator.workload import Source, make_source
-
-Progress = Callable[[int, int], None]
 
 
 def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progress | None = None) -> RunResult:

@@ -8,13 +8,13 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from calibration.common.errors import CostError, did_you_mean
+from calibration.common.settings import Count, Seconds, Table
 from calibration.shapes.shapes import SHAPES, UNTIMED, get_shape
 from simulator.hardware.devices import DEVICES, Dtype, get_device
 from simulator.hardware.work import Share
-from simulator.scenario.settings import Count, Seconds, Section
 
 
-class Roofline(Section):
+class Roofline(Table):
     """Priced from its shape: `model` on `tensor_parallel` times `device`, at fitted shares of the device's peaks.
 
     `layers`: only so many layers of that model, with its LM head (an EAGLE head is one; an early exit some).

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from simulator.scenario.settings import Count, Positive, Seconds, Section
+from calibration.common.settings import Count, Positive, Seconds, Table
 
 BLOCK_SIZE = 16
 """Tokens of a KV block, unless the scenario says otherwise."""
 
 
-class EngineKeys(Section):
+class EngineKeys(Table):
     """What an engine may be told; what is left out is unlimited or off.
 
     `max_num_batched_tokens`: tokens of one step. Without `enable_chunked_prefill` prefills go first, in steps of

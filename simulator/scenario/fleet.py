@@ -7,22 +7,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from calibration.common.settings import Count, Positive, Seconds, Table
 from simulator.scenario.engine import EngineKeys, engine_faults
 from simulator.scenario.routing import DrafterRouting, drafter_faults, routes_drafters
-from simulator.scenario.settings import Count, Positive, Seconds, Section
 
 Outage = Annotated[tuple[Seconds, Seconds], Field(strict=False)]
 Outages = Annotated[tuple[Outage, ...], Field(min_length=1, strict=False)]
 """Pairs of (fails at, is back at), in seconds."""
 
 
-class FirstCome(Section):
+class FirstCome(Table):
     """First come, first served: vLLM's default."""
 
     policy: Literal["fcfs"] = "fcfs"
 
 
-class ShortestPredicted(Section):
+class ShortestPredicted(Table):
     """Shortest predicted output first (as in SSJF, Qiu et al. 2024, arXiv 2404.08509, with a plainer predictor).
 
     The prediction is the mean recorded output of the request's domain, not its own length. Under overload long
@@ -32,13 +32,13 @@ class ShortestPredicted(Section):
     policy: Literal["shortest_predicted_first"]
 
 
-class OracleShortest(Section):
+class OracleShortest(Table):
     """Shortest true output first: an oracle, no server knows it. It bounds what prediction can gain."""
 
     policy: Literal["oracle_shortest"]
 
 
-class EarliestDeadline(Section):
+class EarliestDeadline(Table):
     """Earliest deadline first (Liu and Layland 1973): arrival + the request's own deadline.
 
     Requests without one get `default_s` after their arrival (and others never more than that); without `default_s`
@@ -49,7 +49,7 @@ class EarliestDeadline(Section):
     default_s: Positive | None = None
 
 
-class PriorityClasses(Section):
+class PriorityClasses(Table):
     """Smaller priority first, as vLLM's ``priority`` scheduling; within a class first come, first served.
 
     With `ageing_s` a request gains one class by waiting so long, so that none starves; without it the last class may
@@ -65,27 +65,27 @@ Batching = Annotated[
 ]
 
 
-class RoundRobin(Section):
+class RoundRobin(Table):
     """Replicas in turn; one that is down is passed over."""
 
     policy: Literal["round_robin"] = "round_robin"
 
 
-class LeastLoaded(Section):
+class LeastLoaded(Table):
     """The replica with the fewest outstanding requests, or tokens (prompt and output so far); the first of equals."""
 
     policy: Literal["least_loaded"]
     by: Literal["requests", "tokens"] = "requests"
 
 
-class PowerOfTwo(Section):
+class PowerOfTwo(Table):
     """The less loaded of two replicas drawn at random (Mitzenmacher 2001)."""
 
     policy: Literal["power_of_two_choices"]
     by: Literal["requests", "tokens"] = "requests"
 
 
-class PrefixAffinity(Section):
+class PrefixAffinity(Table):
     """The replica that has the longest beginning of the prompt in its prefix cache; of equals the least loaded.
 
     Where the fullest and the emptiest replica differ by more than `balance_requests` outstanding requests, the least
@@ -97,7 +97,7 @@ class PrefixAffinity(Section):
     balance_requests: Count = 32
 
 
-class SessionHash(Section):
+class SessionHash(Table):
     """The replica with the highest hash of (client, replica): rendezvous hashing (Thaler and Ravishankar 1998).
 
     A client stays with its replica as long as that is up. Requests without a client are hashed by themselves.
@@ -111,7 +111,7 @@ ReplicaRouting = Annotated[
 ]
 
 
-class Routing(Section):
+class Routing(Table):
     """Where requests go: `replica` chooses among the ``[[replica]]`` that are up (default: in turn).
 
     `drafter` chooses who drafts, on every replica that has no ``drafter`` of its own.

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from simulator.scenario.settings import Count, Section
+from calibration.common.settings import Count, Table
 
 _Natural = Annotated[int, Field(ge=0)]
 _Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 
-class MatchTier(Section):
+class MatchTier(Table):
     """What holds for batches from a size on: draft lengths exclude the bonus token, 0 drafts nothing."""
 
     min_match: Count = 3
@@ -24,7 +24,7 @@ def _plain() -> dict[str, MatchTier]:
     return {"1": MatchTier()}
 
 
-class ContextMatch(Section):
+class ContextMatch(Table):
     """In every round, by how long a suffix of the text occurred before: a plain rule.
 
     A slot whose longest earlier match has at least `min_match` tokens is drafted for by `lookup`, `lookup_tokens`
@@ -54,7 +54,7 @@ class ContextMatch(Section):
         return tiers
 
 
-class Forecast(Section):
+class Forecast(Table):
     """In every round, drafter and length by forecast: most expected tokens per second at the engine's own prices.
 
     For every drafter a hazard model forecasts how far its draft survives, from what the text tells (length of the

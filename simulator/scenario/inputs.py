@@ -19,11 +19,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, PrivateAttr
 
 from calibration.common.checksums import file_sha256, folder_sha256
+from calibration.common.settings import Table
 from calibration.common.toml_writing import dumps
 from calibration.measured.run import FILES as RUN_FILES
 from calibration.traces import TraceSet, bundled_path
 from calibration.traces.traceset import FILES as TRACE_FILES
-from simulator.scenario.settings import Section
 
 Key = tuple[str | int, ...]
 
@@ -48,7 +48,7 @@ BundledTraces = Annotated[str, Input(TRACE_FILES, bundled=True)]
 RunFolder = Annotated[str, Input(RUN_FILES)]
 
 
-class Placed(Section):
+class Placed(Table):
     """A whole scenario, with the folder that its relative paths are relative to."""
 
     _folder: Path = PrivateAttr(default=Path())

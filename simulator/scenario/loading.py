@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from calibration.common.errors import ScenarioError, TraceError, did_you_mean
+from calibration.common.settings import as_table
 from calibration.common.toml import read_toml, sentences
 from calibration.traces import bundled_path
 from calibration.traces.traceset import read_domains, read_manifest
 from simulator.scenario.routing import unknown_names
 from simulator.scenario.scenario import Scenario, cross_faults
-from simulator.scenario.settings import as_table
 
 
 def load_scenario(path: str | os.PathLike[str]) -> Scenario:

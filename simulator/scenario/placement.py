@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from simulator.scenario.settings import Count, Positive, Seconds, Section
+from calibration.common.settings import Count, Fraction, Positive, Seconds, Table
 
 
-class SerialPlacement(Section):
+class SerialPlacement(Table):
     """Draft, then verify, on one device.
 
     `pad_drafts`: the engine fills every draft up to the policy's length with padding that is verified and never
@@ -22,14 +22,14 @@ class SerialPlacement(Section):
     pad_drafts: bool = False
 
 
-class OverlappedPlacement(Section):
+class OverlappedPlacement(Table):
     """PEARL: the drafter drafts on its own device while the verifier verifies what was drafted before."""
 
     replay: ClassVar[str] = "replay as in serial placement, for drafters that see tokens alone"
     kind: Literal["overlapped"]
 
 
-class AsynchronousPlacement(Section):
+class AsynchronousPlacement(Table):
     """AMUSD: drafter and verifier never wait for each other; a mismatch rolls the drafter back.
 
     The policy's draft length bounds what is drafted during one verification.
@@ -42,7 +42,7 @@ class AsynchronousPlacement(Section):
     kind: Literal["asynchronous"]
 
 
-class ManyServersPlacement(Section):
+class ManyServersPlacement(Table):
     """DSI: blocks of drafted tokens are verified by several target servers at once, while drafting goes on.
 
     `servers`: how many verify blocks, beside one that decodes plainly; left out, as many as needed,
@@ -58,7 +58,7 @@ class ManyServersPlacement(Section):
     servers: Count | None = None
 
 
-class RemotePlacement(Section):
+class RemotePlacement(Table):
     """The drafter on another device behind a link, in turn with the verifier; ``[costs.drafter]`` is for that device.
 
     `round_trip_s`: latency of a round, there and back. `bandwidth_gb_s` (1e9 bytes a second; left out: unlimited)
@@ -73,7 +73,7 @@ class RemotePlacement(Section):
     bytes_per_drafted_token: Positive = 4.0
 
 
-class LayerParallelPlacement(Section):
+class LayerParallelPlacement(Table):
     """EasySpec: `group` consecutive layers of the drafter run at once, each on a device of its own.
 
     A draft step takes ceil(layers / group) / layers of its time, and `sync_s`. `layers`: those of the drafter,
@@ -88,7 +88,7 @@ class LayerParallelPlacement(Section):
     group: Count
     layers: Count | None = None
     sync_s: Seconds = 0.0
-    acceptance_drop: Annotated[float, Field(ge=0, le=1)]
+    acceptance_drop: Fraction
 
 
 Placement = Annotated[

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from calibration.common.errors import did_you_mean
+from calibration.common.settings import Count, Positive, Table, as_table
 from simulator.scenario.hybrid import ContextMatch, Forecast
 from simulator.scenario.inputs import InputFile
-from simulator.scenario.settings import Count, Positive, Section, as_table
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Features = Literal["tokens", "domain"]
 
 
-class Candidates(Section):
+class Candidates(Table):
     """`drafters` of the TraceSet that are served side by side; only sequences recorded with all are replayed."""
 
     drafters: Names

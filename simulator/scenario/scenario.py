@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from calibration.common.settings import Count, Positive, Seconds, Table
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.scenario.costs import Roofline
 from simulator.scenario.engine import EngineKeys, EngineSettings, engine_faults
@@ -14,13 +15,12 @@ from simulator.scenario.fleet import Batching, Outages, Routing, fleet_faults
 from simulator.scenario.inputs import BundledTraces, Placed, RunFolder, TraceFolder
 from simulator.scenario.placement import Placement
 from simulator.scenario.routing import routes_drafters
-from simulator.scenario.settings import Count, Positive, Seconds, Section
 from simulator.scenario.stopping import NoSpeculation, Stopping, spelled_out
 from simulator.scenario.workload import Workload
 from simulator.scenario.workload_rules import workload_faults
 
 
-class TraceSource(Section):
+class TraceSource(Table):
     """Where the recorded behaviour comes from: a bundled TraceSet by name, or a folder.
 
     `path` is relative to the scenario file. `domains` keeps only the sequences of these domains.
@@ -31,7 +31,7 @@ class TraceSource(Section):
     domains: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
 
 
-class DrafterChoice(Section):
+class DrafterChoice(Table):
     """The drafter, by its name in the TraceSet.
 
     Only sequences recorded with it are replayed. Naming one beside policy ``none`` keeps these same sequences, so
@@ -41,19 +41,19 @@ class DrafterChoice(Section):
     name: str
 
 
-class Measured(Section):
+class Measured(Table):
     """Fitted to the timings of the TraceSet."""
 
     kind: Literal["measured"]
 
 
-class Stated(Section):
+class Stated(Table):
     """The constants that came with an imported TraceSet."""
 
     kind: Literal["stated"]
 
 
-class Observed(Section):
+class Observed(Table):
     """Fitted to an engine's own steps in measured runs of it, of the same model, device and clock.
 
     `runs`: their folders, relative to the scenario file. The steps contain the host time of an iteration, so that
@@ -73,7 +73,7 @@ DrafterCost = Annotated[
 ]
 
 
-class Costs(Section):
+class Costs(Table):
     """Prices in seconds. A price left out comes from the TraceSet: its timings, else the constants it states.
 
     Beside an observed verifier, drafters left out are observed in the same runs. `overhead_s`: host time of an engine
@@ -89,7 +89,7 @@ class Costs(Section):
     """What the whole simulated fleet costs an hour; without it nothing is said about money."""
 
 
-class Objectives(Section):
+class Objectives(Table):
     """Service-level objectives, in ms, each of them for every single request; those left out are not asked for.
 
     `ttft_ms`, `tpot_ms` and `e2el_ms` as ``vllm bench serve --goodput`` has them (the TPOT of a request with one
@@ -102,7 +102,7 @@ class Objectives(Section):
     e2el_ms: Positive | None = None
 
 
-class Measurement(Section):
+class Measurement(Table):
     """What is left out of latencies and throughputs because the engine was still filling up; choose one key.
 
     `warmup_requests`: the first so many requests that end. `warmup_s`: those that end in the first so many seconds

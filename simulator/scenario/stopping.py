@@ -6,41 +6,38 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from simulator.scenario.settings import Count, Section
+from calibration.common.settings import Count, Fraction, Inside, Natural, Table
 
-Natural = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Inside = Annotated[float, Field(gt=0, lt=1)]
 PLUGIN = "plugin:"
 """What the name of a third party's policy begins with."""
 
 
-class NoSpeculation(Section):
+class NoSpeculation(Table):
     """One verified token per slot and iteration."""
 
     policy: Literal["none"] = "none"
 
 
-class FixedLength(Section):
+class FixedLength(Table):
     """The same draft length for every slot in every round; 0 drafts nothing."""
 
     policy: Literal["fixed"]
     draft_tokens: Natural
 
 
-class OracleLength(Section):
+class OracleLength(Table):
     """As many tokens as will be accepted."""
 
     policy: Literal["oracle"]
 
 
-class OracleCost(Section):
+class OracleCost(Table):
     """As many of the tokens that will be accepted as bring the most tokens per second in this round."""
 
     policy: Literal["oracle_cost"]
 
 
-class ByBatch(Section):
+class ByBatch(Table):
     """A draft length for each range of batch sizes: vLLM's `num_speculative_tokens_per_batch_size`.
 
     `table` holds ``[first, last, K]``, ranges in order, without gaps, from 1 on; larger batches take the last K.
@@ -65,7 +62,7 @@ class ByBatch(Section):
         return table
 
 
-class Heuristic(Section):
+class Heuristic(Table):
     """transformers' schedule: two tokens more where all matched, else one less, from `start_tokens` on.
 
     20 is today's `num_assistant_tokens`; releases in which this schedule was the default started from 5.
@@ -82,7 +79,7 @@ class Heuristic(Section):
         return self
 
 
-class Confidence(Section):
+class Confidence(Table):
     """Stop after a token of which the drafter is less sure than `threshold`; transformers' default is 0.4."""
 
     policy: Literal["confidence"]
@@ -90,7 +87,7 @@ class Confidence(Section):
     max_draft_tokens: Count = 20
 
 
-class AdaEDL(Section):
+class AdaEDL(Table):
     """Stop after a token where 1 - sqrt(gamma * entropy) falls below a threshold that follows the acceptance rate."""
 
     policy: Literal["adaedl"]
@@ -103,7 +100,7 @@ class AdaEDL(Section):
     max_draft_tokens: Count = 20
 
 
-class SpecDecPP(Section):
+class SpecDecPP(Table):
     """SpecDec++: stop when a rejection among the drafted tokens is more likely than `threshold`.
 
     `coefficients` of (1, logit of the confidence, entropy) predict acceptance; left out, they are fitted.
@@ -122,7 +119,7 @@ class SpecDecPP(Section):
         return self
 
 
-class Tier(Section):
+class Tier(Table):
     """What SGLang's adaptive steps choose from, for batches from this size on."""
 
     candidate_steps: Annotated[tuple[Natural, ...], Field(min_length=1, strict=False)]
@@ -141,7 +138,7 @@ def _tiers() -> dict[str, Tier]:
     }
 
 
-class Learned(Section):
+class Learned(Table):
     """Draft on while what the next tokens are forecast to gain pays for their time.
 
     The forecast reads confidence and entropy of the draft, and the request's own past: how the drafter fared there,
@@ -152,7 +149,7 @@ class Learned(Section):
     max_draft_tokens: Count = 8
 
 
-class MovingAverage(Section):
+class MovingAverage(Table):
     """SGLang's adaptive steps: one moving average of accepted tokens for each tier of batch sizes.
 
     The keys of `tiers` are the smallest batch sizes they are meant for; `initial_steps` is `speculative_num_steps`.
@@ -174,7 +171,7 @@ class MovingAverage(Section):
         return tiers
 
 
-class Estimated(Section):
+class Estimated(Table):
     """What online estimates of acceptance share: a start, how fast the past fades, and the longest draft."""
 
     max_draft_tokens: Count = 8
@@ -212,14 +209,14 @@ class Budget(Estimated):
     coefficients: Annotated[tuple[float, float, float], Field(strict=False)] | None = None
 
 
-class ChainShape(Section):
+class ChainShape(Table):
     """One branch of `depth` nodes."""
 
     kind: Literal["chain"]
     depth: Count
 
 
-class BranchingShape(Section):
+class BranchingShape(Table):
     """Every node has the `branching` likeliest children, down to `depth`."""
 
     kind: Literal["k_ary"]
@@ -227,7 +224,7 @@ class BranchingShape(Section):
     depth: Count
 
 
-class PathsShape(Section):
+class PathsShape(Table):
     """Nodes by their paths of child ranks (0 is the drafter's first choice), as Medusa's choices."""
 
     kind: Literal["paths"]
@@ -237,7 +234,7 @@ class PathsShape(Section):
     ]
 
 
-class ParentsShape(Section):
+class ParentsShape(Table):
     """Nodes by parent (index of an earlier node, -1 for the root) and rank among its children."""
 
     kind: Literal["parents"]
@@ -245,7 +242,7 @@ class ParentsShape(Section):
     ranks: Annotated[tuple[Natural, ...], Field(min_length=1, strict=False)]
 
 
-class SequoiaShape(Section):
+class SequoiaShape(Table):
     """The tree of `nodes` nodes, at most `depth` deep, that Sequoia's programme finds.
 
     `acceptance` by rank of the child; left out, the frequency of each rank in the recording.
@@ -257,7 +254,7 @@ class SequoiaShape(Section):
     acceptance: Annotated[tuple[Fraction, ...], Field(min_length=1, strict=False)] | None = None
 
 
-class DynamicShape(Section):
+class DynamicShape(Table):
     """EAGLE-2's dynamic tree: `top_k` children of the `top_k` best nodes a level, best `total_tokens` nodes kept."""
 
     kind: Literal["dynamic"]
@@ -271,14 +268,14 @@ Shape = Annotated[
 ]
 
 
-class TreeDraft(Section):
+class TreeDraft(Table):
     """A tree of drafted tokens in every round."""
 
     policy: Literal["tree"]
     shape: Shape
 
 
-class Plugin(Section):
+class Plugin(Table):
     """A third party's policy, by the name of its entry point; written ``policy = "plugin:name"``."""
 
     policy: Literal["plugin"]

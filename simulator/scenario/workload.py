@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from calibration.common.settings import Count, Positive, Seconds, Table
 from simulator.scenario.inputs import InputFile
-from simulator.scenario.settings import Count, Positive, Seconds, Section
 
 Order = Literal["trace", "shuffled"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -19,14 +19,14 @@ BLOCK_TOKENS = 32
 """Positions of a resampled block, unless the scenario says otherwise."""
 
 
-class ConstantTokens(Section):
+class ConstantTokens(Table):
     """Always `tokens`."""
 
     kind: Literal["constant"]
     tokens: Count
 
 
-class LognormalTokens(Section):
+class LognormalTokens(Table):
     """Lognormal with mean `mean_tokens` and coefficient of variation `cv`, rounded to at least 1 token.
 
     `max_tokens` cuts longer ones down to it, which lowers the mean.
@@ -38,7 +38,7 @@ class LognormalTokens(Section):
     max_tokens: Count | None = None
 
 
-class PmfTokens(Section):
+class PmfTokens(Table):
     """`tokens[i]` with a probability in proportion to `weights[i]`."""
 
     kind: Literal["pmf"]
@@ -49,13 +49,13 @@ class PmfTokens(Section):
 TokenLaw = Annotated[ConstantTokens | LognormalTokens | PmfTokens, Field(discriminator="kind")]
 
 
-class RecordedLengths(Section):
+class RecordedLengths(Table):
     """Those of the recorded sequence that the request replays."""
 
     kind: Literal["recorded"]
 
 
-class DrawnLengths(Section):
+class DrawnLengths(Table):
     """Drawn from a law, prompt and output independently; what is left out is as recorded."""
 
     kind: Literal["drawn"]
@@ -63,7 +63,7 @@ class DrawnLengths(Section):
     output: TokenLaw | None = None
 
 
-class SampledLengths(Section):
+class SampledLengths(Table):
     """Rows of a CSV file (prompt and output together), drawn with replacement: ShareGPT-like samples."""
 
     kind: Literal["samples"]
@@ -75,7 +75,7 @@ class SampledLengths(Section):
 Lengths = Annotated[RecordedLengths | DrawnLengths | SampledLengths, Field(discriminator="kind")]
 
 
-class ServiceClass(Section):
+class ServiceClass(Table):
     """A share of the requests, in proportion to `weight`.
 
     `priority`: smaller goes first, as in vLLM. `deadline_s`: seconds after arrival in which it should have ended.
@@ -89,7 +89,7 @@ class ServiceClass(Section):
 Classes = Annotated[dict[str, ServiceClass], Field(min_length=1)]
 
 
-class Bound(Section):
+class Bound(Table):
     """What binds requests to recordings.
 
     `mix`: weights of the domains that requests belong to (default: sequences in turn, whatever their domain).
@@ -103,7 +103,7 @@ class Bound(Section):
     block_tokens: Count | None = None
 
 
-class Limited(Section):
+class Limited(Table):
     """Limits of an open loop. `rate_multiplier` above 1 compresses time: arrival times are divided by it.
 
     Arrivals end after `requests` of them or `duration_s` simulated seconds, whichever comes first.

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import simpy
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.placement import Placement, Serial
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import Prices
@@ -181,15 +181,15 @@ class Engine:
         if np.count_nonzero(left) < len(left):
             self._retire(np.flatnonzero(left == 0).tolist())
 
-    def _future(self) -> IntArray:
+    def _future(self) -> Ints:
         """Give the tokens that each request will verify under a policy that knows no longest draft: an oracle."""
         assert self._replay is not None
         live = self.scheduler.decoding.live
-        runs: IntArray = np.minimum(self._replay.run_length.take(live[CURSOR]), live[LEFT])
+        runs: Ints = np.minimum(self._replay.run_length.take(live[CURSOR]), live[LEFT])
         shapes = self._replay.shapes
         return runs if shapes is None else shapes.verified(self._replay.positions(live[CURSOR]), runs)
 
-    def _round(self, live: IntArray, prefill_tokens: int) -> Round:
+    def _round(self, live: Ints, prefill_tokens: int) -> Round:
         """Give what is known before a decode round; the arrays are views, whatever comes next changes them."""
         return Round(
             active=live.shape[1],
@@ -203,10 +203,10 @@ class Engine:
             batch_tokens=prefill_tokens,
         )
 
-    def _emit(self, live: IntArray, round_: Round | None, played: Played | None) -> tuple[int, int, int]:
+    def _emit(self, live: Ints, round_: Round | None, played: Played | None) -> tuple[int, int, int]:
         """Let every request that decodes move on; give tokens (drafted, accepted, emitted)."""
         tokens = (0, 0, live.shape[1])
-        emitted: IntArray | int = 1
+        emitted: Ints | int = 1
         if self._policy is not None and round_ is not None and played is not None:
             self._policy.observe(round_, played)
             drafted, accepted, emitted = played.drafted, played.accepted, played.emitted

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from calibration.common.errors import ScenarioError
 from simulator.rounds.log import Counters
 from simulator.serving.job import Job
@@ -118,7 +118,7 @@ class Scheduler:
 
     # --- planning a step
 
-    def plan(self, future: Callable[[], IntArray]) -> Plan:
+    def plan(self, future: Callable[[], Ints]) -> Plan:
         """Decide what the next step computes and take the KV blocks that it needs.
 
         `future` gives the tokens that each one in `decoding` will draft; asked only where `lookahead_tokens` is None.
@@ -251,7 +251,7 @@ class Scheduler:
 
     # --- memory of those that decode
 
-    def _reserve(self, plan: Plan, future: Callable[[], IntArray]) -> bool:
+    def _reserve(self, plan: Plan, future: Callable[[], Ints]) -> bool:
         """Take blocks for this round's committed and drafted tokens; give whether somebody was preempted.
 
         The last admitted loses its place first, those still prefilling before those that decode.

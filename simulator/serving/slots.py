@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.serving.job import Job
 
 CURSOR, POSITION, CONTEXT, LEFT, DRAFTED, ACCEPTED, SLOT, BLOCKS = range(8)
@@ -20,7 +20,7 @@ class DecodeTable:
 
     def __init__(self, max_num_seqs: int) -> None:
         self.jobs: list[Job] = []
-        self.table: IntArray = np.zeros((8, max_num_seqs), dtype=np.int64)
+        self.table: Ints = np.zeros((8, max_num_seqs), dtype=np.int64)
         self._free = list(range(max_num_seqs - 1, -1, -1))
 
     def __len__(self) -> int:
@@ -28,7 +28,7 @@ class DecodeTable:
         return len(self.jobs)
 
     @property
-    def live(self) -> IntArray:
+    def live(self) -> Ints:
         """The live columns: a view."""
         return self.table[:, : len(self.jobs)]
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.rounds.forecast import draft_seconds, verify_seconds
 from simulator.rounds.policy import Policy
 from simulator.rounds.round import Played, Round
@@ -45,7 +45,7 @@ class Budget(Policy):
         self._longest, self._given = max_draft_tokens, tokens_per_request
         self._acceptance = AcceptanceBySlot(start_acceptance, decay, max_num_seqs)
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Start these anew."""
         self._acceptance.forget(slots)
 
@@ -53,7 +53,7 @@ class Budget(Policy):
         """Add the round to each slot's average."""
         self._acceptance.observe(round_.slots, played)
 
-    def survival(self, round_: Round) -> FloatArray:
+    def survival(self, round_: Round) -> Floats:
         """Give s_ij, shape (active, longest draft)."""
         if self.needs_signals:
             signals: AcceptanceSignals = round_.signals  # type: ignore[assignment]
@@ -61,7 +61,7 @@ class Budget(Policy):
         rates = self._acceptance.rates(round_.slots)
         return np.asarray(np.power(rates[:, None], np.arange(1, self._longest + 1)), dtype=np.float64)
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give how many tokens of each slot are among the m best."""
         survival = self.survival(round_)
         # Depth by depth, and stable: of equal ones the shallower come first, so that a prefix is taken.
@@ -72,7 +72,7 @@ class Budget(Policy):
             chosen = self._best(round_, survival, order)
         return np.bincount(chosen % round_.active, minlength=round_.active)
 
-    def _best(self, round_: Round, survival: FloatArray, order: IntArray) -> IntArray:
+    def _best(self, round_: Round, survival: Floats, order: Ints) -> Ints:
         """Give the first m of `order`, for the m (and depth) that promises most tokens per second."""
         active, longest = round_.active, self._longest
         verify_s = verify_seconds(round_, np.arange(len(order) + 1))

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.rounds.policy import Policy, first_stop
 from simulator.rounds.round import Played, Round, Signals
 
@@ -17,7 +17,7 @@ from simulator.rounds.round import Played, Round, Signals
 class AcceptanceSignals(Signals, Protocol):
     """Signals that also predict acceptance."""
 
-    def acceptance(self, cursor: IntArray, steps: int) -> FloatArray:
+    def acceptance(self, cursor: Ints, steps: int) -> Floats:
         """Give the predicted probability that the token of each step is accepted if those before it were."""
         ...
 
@@ -36,7 +36,7 @@ class ConfidenceThreshold(Policy):
         self.longest_draft = max_draft_tokens
         self._threshold, self._longest = threshold, max_draft_tokens
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give the step of the first doubt."""
         assert round_.signals is not None
         return first_stop(round_.signals.confidence(round_.cursor, self._longest) < self._threshold)
@@ -73,12 +73,12 @@ class AdaEDL(Policy):
         self._threshold = np.full(max_num_seqs, threshold)
         self._rate = np.zeros(max_num_seqs)
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Start these anew."""
         self._threshold[slots] = self._start
         self._rate[slots] = 0.0
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give the step at which the bound falls below the threshold."""
         assert round_.signals is not None
         bound = 1 - np.sqrt(self._gamma * round_.signals.entropy(round_.cursor, self._longest))
@@ -109,7 +109,7 @@ class SpecDecPP(Policy):
         self.longest_draft = max_draft_tokens
         self._threshold, self._least, self._longest = threshold, min_draft_tokens, max_draft_tokens
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give the step at which a rejection has become too likely."""
         signals: AcceptanceSignals = round_.signals  # type: ignore[assignment]
         rejected = 1 - np.cumprod(signals.acceptance(round_.cursor, self._longest), axis=1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.rounds.policy import Policy
 from simulator.rounds.round import Round
 
@@ -18,7 +18,7 @@ class Fixed(Policy):
         self.longest_draft = draft_tokens
         self._lengths = np.full(max_num_seqs, draft_tokens, dtype=np.int64)
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give k for every slot."""
         return self._lengths[: round_.active]
 
@@ -37,6 +37,6 @@ class ByBatch(Policy):
             by_size[first : last + 1] = draft_tokens
         self._by_size: list[int] = by_size.tolist()
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give the K of this batch size for every slot."""
         return np.full(round_.active, self._by_size[round_.active], dtype=np.int64)

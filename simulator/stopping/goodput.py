@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.rounds.forecast import even_seconds
 from simulator.rounds.policy import Policy
 from simulator.rounds.round import Played, Round
@@ -13,7 +13,7 @@ _PRIOR_TOKENS = 5.0
 """Weight of the start value of an acceptance rate, in compared tokens."""
 
 
-def expected_tokens(acceptance: FloatArray, longest: int) -> FloatArray:
+def expected_tokens(acceptance: Floats, longest: int) -> Floats:
     """Give the expected tokens of a round, bonus included, for draft lengths 0 .. `longest` (last axis).
 
     (1 - a^(k+1)) / (1 - a) = 1 + a + .. + a^k, for acceptance rates `acceptance`; Leviathan et al. 2023.
@@ -22,7 +22,7 @@ def expected_tokens(acceptance: FloatArray, longest: int) -> FloatArray:
     return np.asarray(np.cumsum(powers, axis=-1))
 
 
-def compared(played: Played) -> IntArray:
+def compared(played: Played) -> Ints:
     """Give how many tokens of each slot met the verifier: the accepted ones and the first rejected one."""
     return np.minimum(played.accepted + 1, played.drafted)
 
@@ -39,16 +39,16 @@ class AcceptanceBySlot:
         self._accepted = np.full(max_num_seqs, start * _PRIOR_TOKENS)
         self._compared = np.full(max_num_seqs, _PRIOR_TOKENS)
 
-    def forget(self, slots: IntArray) -> None:
+    def forget(self, slots: Ints) -> None:
         """Start these anew."""
         self._accepted[slots] = self._start * _PRIOR_TOKENS
         self._compared[slots] = _PRIOR_TOKENS
 
-    def rates(self, slots: IntArray) -> FloatArray:
+    def rates(self, slots: Ints) -> Floats:
         """Give the acceptance rates of `slots`."""
         return np.asarray(self._accepted[slots] / self._compared[slots], dtype=np.float64)
 
-    def observe(self, slots: IntArray, played: Played) -> None:
+    def observe(self, slots: Ints, played: Played) -> None:
         """Add a round."""
         start = (1 - self._decay) * _PRIOR_TOKENS
         self._accepted[slots] = self._decay * self._accepted[slots] + start * self._start + played.accepted
@@ -75,7 +75,7 @@ class Goodput(Policy):
         """The current acceptance rate."""
         return self._accepted / self._compared
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give the best k for every slot."""
         tokens = expected_tokens(np.asarray(self.acceptance), self._longest)
         best = int(np.argmax(tokens / even_seconds(round_, self._longest)))
@@ -104,11 +104,11 @@ class PerRequest(Policy):
         self._longest = max_draft_tokens
         self._acceptance = AcceptanceBySlot(start_acceptance, decay, max_num_seqs)
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Start these anew."""
         self._acceptance.forget(slots)
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give each slot's best k."""
         tokens = expected_tokens(self._acceptance.rates(round_.slots), self._longest)
         return np.asarray(np.argmax(tokens / even_seconds(round_, self._longest), axis=1), dtype=np.int64)

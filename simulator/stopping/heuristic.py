@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.rounds.policy import Policy
 from simulator.rounds.round import Played, Round
 
@@ -24,11 +24,11 @@ class Heuristic(Policy):
         self._start = start_tokens
         self._lengths = np.full(max_num_seqs, start_tokens, dtype=np.int64)
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Start these anew."""
         self._lengths[slots] = self._start
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give each slot's current k."""
         return self._lengths[round_.slots]
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.rounds.forecast import draft_seconds, even_seconds, verify_seconds
 from simulator.rounds.policy import Policy
 from simulator.rounds.round import Played, Round, Signals
@@ -22,7 +22,7 @@ _START, _DECAY, _PRIOR_ROUNDS = 0.6, 0.95, 5.0
 class Outlook(Signals, Protocol):
     """Signals that also forecast how far a draft survives."""
 
-    def outlook(self, cursor: IntArray, steps: int) -> tuple[FloatArray, FloatArray]:
+    def outlook(self, cursor: Ints, steps: int) -> tuple[Floats, Floats]:
         """Give P(at least j + 1 accepted | steps 1 .. j seen), j < `steps`, and acceptance of late (slots,)."""
         ...
 
@@ -57,7 +57,7 @@ class Learned(Policy):
         self._tokens = _DECAY * self._tokens + float(played.emitted.sum())
         self._drafted = _DECAY * self._drafted + float(played.drafted.sum())
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give the lengths at which the rule stops."""
         signals: Outlook = round_.signals  # type: ignore[assignment]
         gains, lately = signals.outlook(round_.cursor, self._longest)
@@ -74,7 +74,7 @@ class Learned(Policy):
             length += drafting
         return length
 
-    def _token_seconds(self, round_: Round, taken_s: FloatArray) -> float:
+    def _token_seconds(self, round_: Round, taken_s: Floats) -> float:
         """Give a slot's seconds a token of late, at today's prices; `taken_s`: its share of a round by draft length.
 
         It starts from the best one length for all at the acceptance that nothing is known of.
@@ -87,9 +87,7 @@ class Learned(Policy):
         return float(np.interp(drafted, np.arange(len(taken_s)), taken_s)) / emitted
 
 
-def worth_it(
-    drafting: NDArray[np.bool_], worth_s: FloatArray, own_s: FloatArray, fixed_s: FloatArray
-) -> NDArray[np.bool_]:
+def worth_it(drafting: NDArray[np.bool_], worth_s: Floats, own_s: Floats, fixed_s: Floats) -> NDArray[np.bool_]:
     """Give who drafts on: the slots whose next h tokens are worth more than their own seconds, for the best h.
 
     `worth_s` (slots, steps ahead): what the tokens up to each step ahead are worth; `own_s`, `fixed_s` (steps ahead):
@@ -105,7 +103,7 @@ def worth_it(
     return best
 
 
-def shares(round_: Round, longest: int) -> tuple[float, FloatArray, FloatArray]:
+def shares(round_: Round, longest: int) -> tuple[float, Floats, Floats]:
     """Give a slot's seconds of a round without a draft, and of each step the seconds that are fixed and a slot's own.
 
     Prices are taken as straight lines between one slot that drafts and all of them: exact for linear costs.

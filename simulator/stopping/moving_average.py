@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.rounds.policy import Policy
 from simulator.rounds.round import Played, Round
 from simulator.scenario.stopping import MovingAverage, Tier
@@ -76,7 +76,7 @@ class AdaptiveSteps(Policy):
     def _tier(self, active: int) -> Steps:
         return self._tiers[max(0, bisect.bisect_right(self._sizes, active) - 1)]
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give the tier's steps for every slot."""
         return np.full(round_.active, self._tier(round_.active).steps, dtype=np.int64)
 

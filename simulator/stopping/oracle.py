@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.rounds.forecast import capped_seconds
 from simulator.rounds.policy import OraclePolicy
 from simulator.rounds.round import Round
@@ -20,7 +20,7 @@ class Oracle(OraclePolicy):
 
     always_drafts = True
 
-    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
+    def foreseen_tokens(self, round_: Round, run_length: Ints) -> Ints:
         """Give the true run lengths."""
         return run_length
 
@@ -34,7 +34,7 @@ class OracleCost(OraclePolicy):
     the best choice round by round; what a choice does to later rounds it does not weigh.
     """
 
-    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
+    def foreseen_tokens(self, round_: Round, run_length: Ints) -> Ints:
         """Give the lengths of the best depth."""
         runs = run_length
         seconds = capped_seconds(round_, runs)

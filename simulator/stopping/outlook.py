@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from simulator.playback.predictor import FOLDS, logistic
 from simulator.playback.recorded import Material
@@ -26,12 +26,12 @@ class OutlookSignals(RecordedSignals):
     are run lengths (sampled decoding: drawn once from the recorded acceptance probabilities, for the fit alone).
     """
 
-    def __init__(self, replay: Places, material: Material, confidence: FloatArray, entropy: FloatArray) -> None:
+    def __init__(self, replay: Places, material: Material, confidence: Floats, entropy: Floats) -> None:
         super().__init__(replay, material, confidence, entropy)
         self._recall = make_recall(material, confidence)
         self._first, self._next = fit_outlook(material, confidence, entropy, self._recall)
 
-    def outlook(self, cursor: IntArray, steps: int) -> tuple[FloatArray, FloatArray]:
+    def outlook(self, cursor: Ints, steps: int) -> tuple[Floats, Floats]:
         """Give P(at least j + 1 accepted | steps 1 .. j seen) for j = 0 .. `steps` - 1, and acceptance of late.
 
         Shapes (slots, `steps`) and (slots,). Column j reads steps 1 .. j alone.
@@ -47,9 +47,7 @@ class OutlookSignals(RecordedSignals):
         return logistic(np.concatenate([first[:, None], following], axis=1)), self._recall.lately[places]
 
 
-def outlook_columns(
-    recall: Recall, places: IntArray, confidence: FloatArray, entropy: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def outlook_columns(recall: Recall, places: Ints, confidence: Floats, entropy: Floats) -> tuple[Floats, Floats]:
     """Give columns (places, c) before a draft, and (places, steps - 1, d) once steps 1 .. j were seen, j from 1 on.
 
     Seen: logit of the last token's confidence, its entropy, their squares and product, those of the token before; the
@@ -73,9 +71,7 @@ def outlook_columns(
     return before[:, 0], np.concatenate([after, after[..., 1:] * (depth[..., None] - 1)], axis=-1)
 
 
-def fit_outlook(
-    material: Material, confidence: FloatArray, entropy: FloatArray, recall: Recall
-) -> tuple[FloatArray, FloatArray]:
+def fit_outlook(material: Material, confidence: Floats, entropy: Floats, recall: Recall) -> tuple[Floats, Floats]:
     """Give the coefficients before a draft and within it, one row a fold, each fitted to the other folds."""
     if min(FOLDS, len(material.sequences)) < 2:
         raise ReplayError(
@@ -87,8 +83,8 @@ def fit_outlook(
 
 
 def _fit(
-    material: Material, felt: tuple[FloatArray, FloatArray], recall: Recall, runs: IntArray, part: int
-) -> tuple[FloatArray, FloatArray]:
+    material: Material, felt: tuple[Floats, Floats], recall: Recall, runs: Ints, part: int
+) -> tuple[Floats, Floats]:
     """Give the coefficients for fold `part`; tails too are borrowed from the sequences of other folds."""
     places = np.flatnonzero(material.owners % FOLDS != part)
     others = Material(material.traces, material.drafter, _without(material.sequences, part))
@@ -121,15 +117,15 @@ def _without(sequences: SequenceTable, part: int) -> SequenceTable:
 class _OnText:
     """Places that are their own cursors."""
 
-    def __init__(self, runs: IntArray) -> None:
+    def __init__(self, runs: Ints) -> None:
         self.run_length = runs
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give them back."""
         return cursors
 
 
-def drawn_runs(material: Material) -> IntArray:
+def drawn_runs(material: Material) -> Ints:
     """Give how many tokens of a draft at each place would be accepted: recorded, or drawn where text was sampled."""
     accepted, recorded = material.columns("accept_probability", "run_length")
     to_come = (material.starts + material.lengths)[material.owners] - np.arange(len(accepted))

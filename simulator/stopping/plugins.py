@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from calibration.common.checksums import joint_sha256
 from calibration.common.errors import ScenarioError, did_you_mean
 from calibration.common.version import package_files
@@ -68,7 +68,7 @@ class _Checked(Policy):
             if hasattr(policy, part):
                 setattr(self, part, getattr(policy, part))
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Ask the policy."""
         try:
             asked = self._policy.draft_tokens(round_)
@@ -91,7 +91,7 @@ class _CheckedOracle(OraclePolicy):
         for part in Policy.__annotations__:
             setattr(self, part, getattr(policy, part))
 
-    def opened(self, slots: IntArray) -> None:
+    def opened(self, slots: Ints) -> None:
         """Tell the policy."""
         self._policy.opened(slots)
 
@@ -99,7 +99,7 @@ class _CheckedOracle(OraclePolicy):
         """Tell the policy."""
         self._policy.observe(round_, played)
 
-    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
+    def foreseen_tokens(self, round_: Round, run_length: Ints) -> Ints:
         """Ask the policy."""
         asked = _lengths(self._name, self._policy.foreseen_tokens(round_, run_length), round_, self.longest_draft)
         # Without a longest draft, memory is reserved for what will be accepted: more cannot be verified.
@@ -111,7 +111,7 @@ class _CheckedOracle(OraclePolicy):
         return asked
 
 
-def _lengths(name: str, asked: Any, round_: Round, longest: int | None) -> IntArray:
+def _lengths(name: str, asked: Any, round_: Round, longest: int | None) -> Ints:
     """Give `asked` if it is a draft length for every active slot; `ScenarioError` that names the contract if not."""
     rule = f"stopping.policy: plugin '{name}' must give draft lengths as an integer array of shape ({round_.active},)"
     if not isinstance(asked, np.ndarray) or asked.dtype.kind not in "iu" or asked.shape != (round_.active,):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from simulator.playback.recorded import Material
 from simulator.playback.text_facts import text_facts
@@ -38,14 +38,14 @@ class Recall:
     on with another's recording, that one's past stands for its own: an estimate.
     """
 
-    start: FloatArray
-    lately: FloatArray
-    source: IntArray
-    match: FloatArray
-    accepted: FloatArray
-    confidence: FloatArray
+    start: Floats
+    lately: Floats
+    source: Ints
+    match: Floats
+    accepted: Floats
+    confidence: Floats
 
-    def echo(self, places: IntArray, steps: int) -> tuple[FloatArray, FloatArray]:
+    def echo(self, places: Ints, steps: int) -> tuple[Floats, Floats]:
         """Give acceptance (less the typical) and logit of confidence at steps 1 .. `steps` from the source, else 0.
 
         A source whose text ends here goes on with its own beginning. Shape (places, steps) each.
@@ -55,7 +55,7 @@ class Recall:
             known, logit(self.confidence[there]), 0.0
         )
 
-    def before(self, places: IntArray, steps: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def before(self, places: Ints, steps: int) -> tuple[Floats, Floats, Floats]:
         """Give what is known before step j + 1 for j = 0 .. `steps` - 1, and acceptance and confidence of `echo`.
 
         Shape (places, steps, columns): `start`; the source's acceptance at step j + 1, its product with the match
@@ -77,20 +77,20 @@ class Recall:
         return np.concatenate([start, np.stack(columns, axis=-1)], axis=-1), there, sure
 
 
-def _onward(source: IntArray, end: IntArray, steps: int) -> tuple[IntArray, NDArray[np.bool_]]:
+def _onward(source: Ints, end: Ints, steps: int) -> tuple[Ints, NDArray[np.bool_]]:
     """Give the places of steps 1 .. `steps` from `source`, which lie before `end`, and whether there is a source."""
     known = (source >= 0)[:, None]
     period = np.maximum(end - source, 1)[:, None]
     return np.where(known, source[:, None] + np.arange(steps) % period, 0), known
 
 
-def logit(p: FloatArray) -> FloatArray:
+def logit(p: Floats) -> Floats:
     """Give log(p / (1 - p)), of p kept 1e-4 from 0 and 1."""
     p = np.clip(p, _EDGE, 1 - _EDGE)
     return np.asarray(np.log(p / (1 - p)), dtype=np.float64)
 
 
-def make_recall(material: Material, confidence: FloatArray) -> Recall:
+def make_recall(material: Material, confidence: Floats) -> Recall:
     """Read the past of every place. Without recorded token ids no place has a source."""
     (accepted,) = material.columns("accept_probability")
     accepted = np.where(np.isfinite(accepted), accepted, _TYPICAL)
@@ -105,7 +105,7 @@ def make_recall(material: Material, confidence: FloatArray) -> Recall:
     return Recall(np.stack(columns, axis=1), lately, source, match, accepted, confidence)
 
 
-def _past(material: Material, accepted: FloatArray, confidence: FloatArray) -> FloatArray:
+def _past(material: Material, accepted: Floats, confidence: Floats) -> Floats:
     """Give moving averages and runs before every place: shape (places, 7)."""
     rows = []
     pairs = list(zip(accepted.tolist(), confidence.tolist(), strict=True))
@@ -125,7 +125,7 @@ def _past(material: Material, accepted: FloatArray, confidence: FloatArray) -> F
     return np.array(rows, dtype=np.float64)
 
 
-def _sources(material: Material) -> tuple[IntArray, FloatArray]:
+def _sources(material: Material) -> tuple[Ints, Floats]:
     """Give for every place where the text's latest earlier match goes on, and the log of 1 + the match length."""
     places = int(material.lengths.sum())
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from simulator.rounds.policy import Policy
 from simulator.rounds.round import Round
 from simulator.trees.trees import Tree
@@ -21,6 +21,6 @@ class TreeDraft(Policy):
         self.tree = tree
         self._nodes = self.longest_draft = tree.nodes
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         """Give the number of nodes for every slot."""
         return np.full(round_.active, self._nodes, dtype=np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ScenarioError
 from calibration.verification.builders import eagle_bars, eagle_candidates
 from simulator.playback.recorded import Material
@@ -17,7 +17,7 @@ _RATIOS = 1 - np.geomspace(1e-6, 1.0, 400)[::-1]
 """Grid of ratios of the geometric tail, from 0 to almost 1."""
 
 
-def rank_probabilities(confidence: FloatArray, entropy: FloatArray, ranks: int) -> FloatArray:
+def rank_probabilities(confidence: Floats, entropy: Floats, ranks: int) -> Floats:
     """Give probabilities of ranks 0 .. `ranks` - 1 along a new last axis, from the largest one and the entropy.
 
     Rank 0 has the confidence c; the rest falls geometrically, q_r = (1 - c) (1 - g) g^(r-1), no larger than c, with g
@@ -69,19 +69,19 @@ class _Recording:
         (runs,) = material.columns("run_length")
         self.run_length = np.nan_to_num(runs).astype(np.int64)
 
-    def positions(self, cursors: IntArray) -> IntArray:
+    def positions(self, cursors: Ints) -> Ints:
         """Give `cursors`: they are places of the recording."""
         return cursors
 
 
 def _walk(
     material: Material,
-    places: IntArray,
-    rank: IntArray,
-    recorded: tuple[FloatArray, FloatArray],
-    bars: tuple[FloatArray, FloatArray],
+    places: Ints,
+    rank: Ints,
+    recorded: tuple[Floats, Floats],
+    bars: tuple[Floats, Floats],
     top_k: int,
-) -> IntArray:
+) -> Ints:
     """Give how deep the text's own path stays in the tree."""
     to_come = (material.starts + material.lengths)[material.owners[places]] - places
     kept, expanded = bars

@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CalibrationError, ReplayError, ScenarioError
 from calibration.verification import shapes
 from simulator.playback.recorded import Material
@@ -47,11 +47,11 @@ class Tree:
     that the drafter runs in each of its steps.
     """
 
-    def __init__(self, accepted: IntArray, nodes: int, depth: int, widths: Sequence[int]) -> None:
+    def __init__(self, accepted: Ints, nodes: int, depth: int, widths: Sequence[int]) -> None:
         self.nodes, self.depth, self.widths = nodes, depth, tuple(widths)
         self._accepted = accepted
 
-    def accepted(self, places: IntArray) -> IntArray:
+    def accepted(self, places: Ints) -> Ints:
         """Give accepted lengths, bonus excluded, at recorded places (`Replay.positions` of cursors)."""
         return self._accepted[places]
 
@@ -80,7 +80,7 @@ class Tree:
         return draft_s, verify_s, outside or beyond
 
 
-def recorded_ranks(material: Material) -> IntArray:
+def recorded_ranks(material: Material) -> Ints:
     """Give the rank of every token of the text under the drafter, -1 where it was not recorded and is not needed.
 
     Raises `ReplayError` where a tree cannot be replayed: sampled decoding, a drafter that proposes given tokens, or
@@ -107,7 +107,7 @@ def static_tree(material: Material, shape: TreeShape) -> Tree:
     return Tree(accepted, shape.nodes, int(shape.depths.max()), shape.widths)
 
 
-def rank_frequencies(material: Material, ranks: int) -> FloatArray:
+def rank_frequencies(material: Material, ranks: int) -> Floats:
     """Give how often the text's next token has rank 0 .. `ranks` - 1 under the drafter, over all recorded places.
 
     Sequoia's acceptance vector, positional and free of context, under greedy decoding.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ScenarioError
 
 
@@ -16,15 +16,15 @@ class Prefixes:
     """Prefix blocks of all prompts: request k has `hashes[ends[k-1]:ends[k]]`, ids of `block_tokens` tokens each."""
 
     block_tokens: int
-    hashes: IntArray
-    ends: IntArray
+    hashes: Ints
+    ends: Ints
 
     def of(self, row: int) -> tuple[int, ...]:
         """Give the ids of one request."""
         first = int(self.ends[row - 1]) if row else 0
         return tuple(self.hashes[first : int(self.ends[row])].tolist())
 
-    def rows(self, chosen: IntArray) -> Prefixes:
+    def rows(self, chosen: Ints) -> Prefixes:
         """Give those of some requests, in that order."""
         sizes = np.diff(self.ends, prepend=0)[chosen]
         ends = np.cumsum(sizes)
@@ -36,10 +36,10 @@ class Prefixes:
 class Arrivals:
     """Requests in order of arrival; what is None is not the source's to say. `client` indexes `clients`."""
 
-    arrival_s: FloatArray
-    prompt_tokens: IntArray | None = None
-    output_tokens: IntArray | None = None
-    client: IntArray | None = None
+    arrival_s: Floats
+    prompt_tokens: Ints | None = None
+    output_tokens: Ints | None = None
+    client: Ints | None = None
     clients: tuple[str, ...] = ()
     prefixes: Prefixes | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Arrivals:
         """Give the number of requests."""
         return len(self.arrival_s)
 
-    def rows(self, chosen: IntArray) -> Arrivals:
+    def rows(self, chosen: Ints) -> Arrivals:
         """Give some requests, in that order."""
         prompt, output, client = (
             None if column is None else column[chosen]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ScenarioError, did_you_mean
 from simulator.playback.replay import SequenceTable
 from simulator.scenario.workload import Bound, Order, ServiceClass
@@ -38,7 +38,7 @@ class Turns:
             if weight > 0:
                 self._of(name, "workload.mix")
 
-    def take(self, number: int, domains: Sequence[str | None] | None = None) -> IntArray:
+    def take(self, number: int, domains: Sequence[str | None] | None = None) -> Ints:
         """Give the next `number` sequences; `domains` says which domain each must have, None where any will do."""
         wanted: list[str | None] = [None] * number
         if self._names:
@@ -55,7 +55,7 @@ class Turns:
             chosen[places] = self._next(domain, len(places))
         return chosen
 
-    def _next(self, domain: str | None, number: int) -> IntArray:
+    def _next(self, domain: str | None, number: int) -> Ints:
         return np.fromiter(itertools.islice(self._of(domain, "workload.client_domains"), number), np.int64, number)
 
     def _of(self, domain: str | None, place: str) -> Iterator[int]:
@@ -76,18 +76,18 @@ class Turns:
 class Bindings:
     """Columns with an entry per request. `deadline_s` counts from the arrival; infinite where there is none."""
 
-    sequence: IntArray
-    prompt_tokens: IntArray
-    output_tokens: IntArray
-    recorded_tokens: IntArray
+    sequence: Ints
+    prompt_tokens: Ints
+    output_tokens: Ints
+    recorded_tokens: Ints
     """Output tokens recorded of its sequence."""
-    priority: IntArray
-    deadline_s: FloatArray
+    priority: Ints
+    deadline_s: Floats
 
     @property
-    def resampled_tokens(self) -> IntArray:
+    def resampled_tokens(self) -> Ints:
         """Output tokens beyond the recording."""
-        beyond: IntArray = np.maximum(self.output_tokens - self.recorded_tokens, 0)
+        beyond: Ints = np.maximum(self.output_tokens - self.recorded_tokens, 0)
         return beyond
 
     @property
@@ -113,8 +113,8 @@ class Binder:
         self,
         number: int,
         *,
-        prompt_tokens: IntArray | None = None,
-        output_tokens: IntArray | None = None,
+        prompt_tokens: Ints | None = None,
+        output_tokens: Ints | None = None,
         domains: Sequence[str | None] | None = None,
     ) -> Bindings:
         """Bind the next `number` requests; lengths that come with the arrivals give way to the scenario's own."""
@@ -147,7 +147,7 @@ class _Classes:
         self._deadline = np.array([math.inf if one.deadline_s is None else one.deadline_s for one in several])
         self._rng = stream(seed, CLASSES)
 
-    def draw(self, number: int) -> tuple[IntArray, FloatArray]:
+    def draw(self, number: int) -> tuple[Ints, Floats]:
         """Give (priority, deadline in seconds after arrival) of the next requests."""
         index = np.searchsorted(self._cumulated, self._rng.random(number), side="right")
         return self._priority[index], self._deadline[index]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ScenarioError, did_you_mean
 from simulator.workload.clients import Client, Law, Window
 from simulator.workload.files import CsvColumns, sha256
@@ -46,7 +46,7 @@ def read_clients(
     return tuple(clients)
 
 
-def _choose(table: CsvColumns, category: str | None, names: tuple[str, ...] | None) -> dict[str, IntArray]:
+def _choose(table: CsvColumns, category: str | None, names: tuple[str, ...] | None) -> dict[str, Ints]:
     """Give the rows of every client that was asked for."""
     clients, categories = table.texts["client"], table.texts.get("category")
     known = list(dict.fromkeys(categories or ()))
@@ -72,7 +72,7 @@ def _choose(table: CsvColumns, category: str | None, names: tuple[str, ...] | No
     return {name: np.array(rows[name], dtype=np.int64) for name in names or rows}
 
 
-def _shapes(table: CsvColumns, rate: FloatArray, rows: IntArray) -> FloatArray:
+def _shapes(table: CsvColumns, rate: Floats, rows: Ints) -> Floats:
     """Give the shapes of the gap laws, with a fault where one of `rows` has arrivals and no proper law."""
     shape = table.numbers("a", blank="0")
     for row in np.sort(rows[rate[rows] > 0]).tolist():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.lengths import Pmf
 from simulator.workload.processes import Limits
@@ -29,7 +29,7 @@ class Law:
     name: str
     shape: float
 
-    def gaps(self, number: int, rng: np.random.Generator) -> FloatArray:
+    def gaps(self, number: int, rng: np.random.Generator) -> Floats:
         """Draw gaps."""
         if self.name == "gamma":
             return rng.gamma(self.shape, 1.0, number)
@@ -47,7 +47,7 @@ class Window:
     rate_rps: float
     law: Law
 
-    def arrivals(self, rng: np.random.Generator) -> FloatArray:
+    def arrivals(self, rng: np.random.Generator) -> Floats:
         """Give the arrival times within."""
         seconds = self.end_s - self.start_s
         number = int(self.rate_rps * seconds + rng.random())
@@ -57,7 +57,7 @@ class Window:
         # NOTE: with shapes near SMALLEST_SHAPE all of a few gaps may underflow; then they are taken as equal.
         whole = points[-1] if points[-1] > 0 else np.inf
         inside = points[:-1] / whole if whole < np.inf else np.arange(1, number + 1) / (number + 1)
-        times: FloatArray = self.start_s + seconds * inside
+        times: Floats = self.start_s + seconds * inside
         return times
 
 
@@ -70,7 +70,7 @@ class Client:
     prompt: Pmf | None = None
     output: Pmf | None = None
 
-    def arrivals(self, until_s: float, rng: np.random.Generator) -> FloatArray:
+    def arrivals(self, until_s: float, rng: np.random.Generator) -> Floats:
         """Give its arrival times from 0 to `until_s`; a later `until_s` only adds to them."""
         times = [window.arrivals(rng) for window in self.windows if window.start_s < until_s]
         joined = np.concatenate(times) if times else np.zeros(0)
@@ -108,13 +108,11 @@ def _guess(clients: tuple[Client, ...], number: int) -> float:
     return ends[-1] if ends else 0.0
 
 
-def _lengths(
-    clients: tuple[Client, ...], per_client: list[FloatArray], seed: int
-) -> tuple[IntArray | None, IntArray | None]:
+def _lengths(clients: tuple[Client, ...], per_client: list[Floats], seed: int) -> tuple[Ints | None, Ints | None]:
     """Draw prompt and output tokens of every client's arrivals; None where no lengths are known."""
     if not clients or clients[0].prompt is None or clients[0].output is None:
         return None, None
-    drawn: tuple[list[IntArray], list[IntArray]] = ([], [])
+    drawn: tuple[list[Ints], list[Ints]] = ([], [])
     for client, times in zip(clients, per_client, strict=True):
         for which, law in enumerate((client.prompt, client.output)):
             assert law is not None  # all clients have lengths or none has

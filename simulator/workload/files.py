@@ -14,7 +14,7 @@ from typing import TextIO
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from calibration.common.errors import ScenarioError, did_you_mean
 
 SHOWN = 10
@@ -119,7 +119,7 @@ class CsvColumns:
         """Give the number of rows."""
         return len(self.lines)
 
-    def numbers(self, column: str, *, low: float = 0, whole: bool = False, blank: str | None = None) -> FloatArray:
+    def numbers(self, column: str, *, low: float = 0, whole: bool = False, blank: str | None = None) -> Floats:
         """Give a column as finite numbers >= `low`; those that are not are noted as faults and given as `low`.
 
         An empty field counts as `blank` where that is given.

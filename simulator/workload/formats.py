@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ScenarioError
 from simulator.playback.arrivals import read_arrivals
 from simulator.workload.arrivals import Arrivals, Prefixes
@@ -49,7 +49,7 @@ def _azure(path: Path, rows: int | None) -> Arrivals:
     return Arrivals(_from_first(times), prompt.astype(np.int64), output.astype(np.int64))
 
 
-def _instants(table: CsvColumns, column: str) -> FloatArray:
+def _instants(table: CsvColumns, column: str) -> Floats:
     """Give dates with times of day as seconds from the first of them, to a tenth of a microsecond."""
     texts = [text.strip().removesuffix("+00:00").removesuffix("Z") for text in table.texts[column]]
 
@@ -70,7 +70,7 @@ def _instants(table: CsvColumns, column: str) -> FloatArray:
         table.faults.add(table.lines[row], column, rule, table.texts[column][row])
     if table.faults.number or not len(instants):
         return np.zeros(len(instants))
-    seconds: FloatArray = (instants - instants[0]).astype(np.int64) / 1e9
+    seconds: Floats = (instants - instants[0]).astype(np.int64) / 1e9
     return seconds
 
 
@@ -96,7 +96,7 @@ def _burstgpt(path: Path, rows: int | None) -> Arrivals:
     return Arrivals(_from_first(times), prompt, output, codes, clients, provenance={"failed_rows_left_out": failed})
 
 
-def _coded(names: list[str] | None) -> tuple[tuple[str, ...], IntArray | None]:
+def _coded(names: list[str] | None) -> tuple[tuple[str, ...], Ints | None]:
     """Give the different names and, for each row, which one it has; -1 where it has none."""
     if names is None:
         return (), None
@@ -162,5 +162,5 @@ def _hash_ids(row: dict[str, Any], prompt_tokens: int, line: int, faults: Faults
     return ids
 
 
-def _from_first(times: FloatArray) -> FloatArray:
+def _from_first(times: Floats) -> Floats:
     return times - times.min() if len(times) else times

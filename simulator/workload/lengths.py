@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray, IntArray
+from calibration.common.arrays import Floats, Ints
 from simulator.scenario.workload import (
     ConstantTokens,
     DrawnLengths,
@@ -21,18 +21,18 @@ from simulator.scenario.workload import (
 from simulator.workload.files import CsvColumns
 from simulator.workload.streams import LENGTHS, stream
 
-Draw = Callable[[int], IntArray | None]
+Draw = Callable[[int], Ints | None]
 """Gives so many token counts, or None where they are as recorded; drawing twice is like drawing once."""
 
 
 class Pmf:
     """Token counts with probabilities in proportion to weights."""
 
-    def __init__(self, tokens: IntArray, weights: FloatArray) -> None:
+    def __init__(self, tokens: Ints, weights: Floats) -> None:
         self.tokens = tokens
         self._cumulated = np.cumsum(weights) / np.sum(weights)
 
-    def draw(self, number: int, rng: np.random.Generator) -> IntArray:
+    def draw(self, number: int, rng: np.random.Generator) -> Ints:
         """Draw by inversion."""
         index = np.searchsorted(self._cumulated, rng.random(number), side="right")
         return self.tokens[np.minimum(index, len(self.tokens) - 1)]
@@ -49,7 +49,7 @@ class Lognormal:
         self._mu = math.log(mean) - self._sigma**2 / 2
         self._most = max_tokens if max_tokens is not None else 2**31
 
-    def draw(self, number: int, rng: np.random.Generator) -> IntArray:
+    def draw(self, number: int, rng: np.random.Generator) -> Ints:
         """Draw by the exponential of a normal."""
         return np.clip(np.rint(rng.lognormal(self._mu, self._sigma, number)), 1, self._most).astype(np.int64)
 
@@ -71,7 +71,7 @@ def make_lengths(settings: Lengths, locate: Callable[[str], Path], seed: int) ->
     return _drawn(settings, seed)
 
 
-def _recorded(number: int) -> IntArray | None:
+def _recorded(number: int) -> Ints | None:
     return None
 
 
@@ -94,7 +94,7 @@ def _samples(settings: SampledLengths, path: Path, seed: int) -> tuple[Draw, Dra
         table.faults.add(None, names[0], "must hold at least one row")
     table.faults.raise_if_any()
 
-    def one(values: IntArray) -> Draw:
+    def one(values: Ints) -> Draw:
         rng = stream(seed, LENGTHS, 0)
         return lambda number: values[rng.integers(0, len(values), number)]
 

@@ -8,7 +8,7 @@ from typing import assert_never
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 from simulator.playback.arrivals import bind_rows, read_arrivals
 from simulator.playback.replay import SequenceTable
 from simulator.scenario.scenario import Scenario
@@ -78,7 +78,7 @@ def _arrivals(scenario: Scenario, load: Drawn | ClientMixture | TraceArrivals, s
     return Arrivals(times, provenance={"arrivals": load.kind}).limited(number, load.duration_s, load.rate_multiplier)
 
 
-def _times(load: Drawn, limits: Limits, rng: np.random.Generator) -> FloatArray:
+def _times(load: Drawn, limits: Limits, rng: np.random.Generator) -> Floats:
     if isinstance(load, PoissonArrivals):
         return poisson(load.rate_rps, limits, rng)
     if isinstance(load, GammaArrivals):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.common.arrays import FloatArray
+from calibration.common.arrays import Floats
 
-Gaps = Callable[[int], FloatArray]
+Gaps = Callable[[int], Floats]
 """Draws so many gaps; drawing twice is like drawing once."""
 
 
@@ -22,7 +22,7 @@ class Limits:
     until_s: float = math.inf
 
 
-def cumulate(gaps: Gaps, mean: float, limits: Limits) -> FloatArray:
+def cumulate(gaps: Gaps, mean: float, limits: Limits) -> Floats:
     """Give the times that `gaps` (of the mean `mean`) lead to, from the first gap after 0 on."""
 
     def block(left: float) -> int:
@@ -38,12 +38,12 @@ def cumulate(gaps: Gaps, mean: float, limits: Limits) -> FloatArray:
     return times[times < limits.until_s]
 
 
-def poisson(rate_rps: float, limits: Limits, rng: np.random.Generator) -> FloatArray:
+def poisson(rate_rps: float, limits: Limits, rng: np.random.Generator) -> Floats:
     """Give Poisson arrivals: independent exponential gaps."""
     return cumulate(lambda number: rng.exponential(1 / rate_rps, number), 1 / rate_rps, limits)
 
 
-def gamma(rate_rps: float, cv: float, limits: Limits, rng: np.random.Generator) -> FloatArray:
+def gamma(rate_rps: float, cv: float, limits: Limits, rng: np.random.Generator) -> Floats:
     """Give a renewal process with gamma gaps of shape 1 / cv^2, the first gap included; cv = 1 is Poisson."""
     shape = 1 / cv**2
     return cumulate(lambda number: rng.gamma(shape, cv**2 / rate_rps, number), 1 / rate_rps, limits)
@@ -72,7 +72,7 @@ class PiecewiseRate:
         here = float(self._masses[i] + (rest - self._starts[i]) * self._rates[i])
         return here if periods == 0 else periods * self._period + here
 
-    def when(self, mass: FloatArray) -> FloatArray:
+    def when(self, mass: Floats) -> Floats:
         """Give the times at which L reaches `mass`; no time with a rate of zero is ever given."""
         periods, rest = np.zeros_like(mass), mass
         if self._repeat_s is not None:
@@ -83,7 +83,7 @@ class PiecewiseRate:
         return times if self._repeat_s is None else times + periods * self._repeat_s
 
 
-def piecewise(rate: PiecewiseRate, limits: Limits, rng: np.random.Generator) -> FloatArray:
+def piecewise(rate: PiecewiseRate, limits: Limits, rng: np.random.Generator) -> Floats:
     """Give an inhomogeneous Poisson process by time rescaling: the unit-rate process mapped through 1 / L.
 
     Cinlar 1975: N is Poisson with rate r(t) iff its times, mapped by L(t) = integral of r, are Poisson with rate 1.

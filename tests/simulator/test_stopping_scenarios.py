@@ -13,7 +13,7 @@ import pytest
 from builders import felt_traces, iid_traces
 from scenarios import scenario
 
-from calibration.common.arrays import IntArray
+from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, make_table
 from simulator import RunResult, Scenario, parse_scenario, simulate
@@ -127,7 +127,7 @@ class Alternating(Policy):
         self._lengths = [int(settings["a"]), int(settings["b"])]
         self.longest_draft = max(self._lengths)
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         self._lengths.reverse()
         return np.full(round_.active, self._lengths[0], dtype=np.int64)
 
@@ -166,7 +166,7 @@ class Peeking(Policy):
     def __init__(self, settings: Mapping[str, Any], max_num_seqs: int) -> None:
         pass
 
-    def draft_tokens(self, round_: Round) -> IntArray:
+    def draft_tokens(self, round_: Round) -> Ints:
         return round_.future_run_length  # type: ignore[attr-defined]
 
 
@@ -176,7 +176,7 @@ class Foreseeing(OraclePolicy):
     def __init__(self, settings: Mapping[str, Any], max_num_seqs: int) -> None:
         self._greedy = bool(settings.get("greedy"))
 
-    def foreseen_tokens(self, round_: Round, run_length: IntArray) -> IntArray:
+    def foreseen_tokens(self, round_: Round, run_length: Ints) -> Ints:
         return run_length + 1 if self._greedy else run_length // 2
 
 
@@ -273,7 +273,7 @@ def test_no_policy_is_given_an_array_of_what_is_to_come() -> None:
     seen: list[set[str]] = []
 
     class Watching(Fixed):
-        def draft_tokens(self, round_: Round) -> IntArray:
+        def draft_tokens(self, round_: Round) -> Ints:
             held = {name: getattr(round_, name) for name in Round.__slots__}
             seen.append({name for name, value in held.items() if isinstance(value, np.ndarray)})
             return super().draft_tokens(round_)

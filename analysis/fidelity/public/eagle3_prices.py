@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.fidelity.public.runs import FloatArray, by_rank, subset, table_path
+from analysis.fidelity.public.runs import by_rank, subset, table_path
+from calibration.common.arrays import Floats
 from calibration.importers.ltd import LtdQuestion, import_ltd, read_ltd
 from calibration.traces import TraceSet
 
@@ -73,12 +74,12 @@ class Group:
     questions: tuple[LtdQuestion, ...]
 
     @property
-    def new_tokens(self) -> FloatArray:
+    def new_tokens(self) -> Floats:
         """Tokens of each question."""
         return np.array([q.new_tokens for q in self.questions], dtype=np.float64)
 
     @property
-    def wall_s(self) -> FloatArray:
+    def wall_s(self) -> Floats:
         """Measured seconds of each question."""
         return np.array([q.wall_s for q in self.questions])
 

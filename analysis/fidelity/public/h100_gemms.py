@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats, Ints
 from calibration.importers.round_log import read_columns
 from calibration.traces import make_table
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 BLOCKS = 32
 IN_BLOCK = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ONCE = ("lm_head",)
@@ -33,7 +31,7 @@ _CONTEXT = 8192
 """Cached tokens a sequence that the price of attention is stated at; it is linear."""
 
 
-def gemm_seconds(file: Path) -> tuple[IntArray, FloatArray]:
+def gemm_seconds(file: Path) -> tuple[Ints, Floats]:
     """Give (tokens, seconds) of the matrix multiplications of a whole step, at every size in the table."""
     columns = read_columns(file, {"layer_name": "text", "input": "count", "latency(ns)": "seconds"})
     largest = int(columns["input"].max())

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.fidelity.public.runs import FloatArray, Served, by_rank, serve_one_by_one, subset, table_path
+from analysis.fidelity.public.runs import Served, by_rank, serve_one_by_one, subset, table_path
 from analysis.fidelity.table import Compared, Condition, Role, Source
+from calibration.common.arrays import Floats
 from calibration.importers.hsd import HsdQuestion, import_hsd, read_hsd
 from calibration.traces import TraceSet
 
@@ -38,16 +39,16 @@ class Half:
     median_s: float
 
     @property
-    def tokens(self) -> FloatArray:
+    def tokens(self) -> Floats:
         """Tokens that the rounds of each question emitted."""
         return np.array([float((q.accepted + 1).sum()) for q in self.questions])
 
     @property
-    def seconds(self) -> FloatArray:
+    def seconds(self) -> Floats:
         """Measured seconds of each question; a stalled round counts as a median one."""
         return np.array([self._usual(q).sum() for q in self.questions])
 
-    def _usual(self, question: HsdQuestion) -> FloatArray:
+    def _usual(self, question: HsdQuestion) -> Floats:
         return np.where(self.stalled(question), self.median_s, question.round_s)
 
     def stalled(self, question: HsdQuestion) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError, ExtrapolationWarning
 from calibration.traces import TraceSet
 from simulator import RunResult, Scenario, simulate
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,10 @@ class Served:
     was measured.
     """
 
-    tokens: FloatArray
-    seconds: FloatArray
-    decode_s: FloatArray
-    rounds: FloatArray
+    tokens: Floats
+    seconds: Floats
+    decode_s: Floats
+    rounds: Floats
     extrapolated: float
     result: RunResult
 
