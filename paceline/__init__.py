@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paceline.commands.cascade import cascade_command
-from paceline.commands.cascade_fleet import simulate_cascade as simulate_cascade_command
+from paceline.commands.cascade import simulate_cascade as simulate_cascade_command
 from paceline.commands.grade import grade
 from paceline.commands.imports import import_
-from paceline.commands.keys import keys_command
 from paceline.commands.observe import observe
 from paceline.commands.record import calibrate, distill, time_shapes_command
 from paceline.commands.simulate import compare_command, simulate_command, sweep_command
 from paceline.commands.study import demo, report
-from paceline.commands.traces import traces
+from paceline.commands.traces import keys_command, traces
 from paceline.commands.tune import tune as tune_command
 from paceline.commands.validate import validate
 from paceline.terminal.progress import Failsafe

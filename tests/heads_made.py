@@ -15,7 +15,7 @@ SHAPES = {
 
 def head_shape(kind: str) -> Any:
     """The shape that tests give to heads of `kind`: small, and unlike the verifier's."""
-    from calibration.trained.head_shape import HeadShape
+    from calibration.trained.shapes import HeadShape
 
     return HeadShape(**SHAPES[kind])
 
@@ -44,7 +44,7 @@ def random_head(kind: str, verifier: Any, folder: Path, seed: int = 0, size: flo
     import torch
 
     from calibration.trained.folder import save_drafter
-    from calibration.trained.head_networks import fresh_head
+    from calibration.trained.heads import fresh_head
 
     generator = torch.Generator().manual_seed(seed)
     shape = head_shape(kind).for_verifier(kind, verifier)

@@ -9,7 +9,7 @@ import numpy as np
 from builders import manifest
 from scenarios import LINEAR
 
-from calibration.proposers.ngram import lookup_runs
+from calibration.proposers.lookup import lookup_runs
 from calibration.traces import TraceSet, make_table
 from simulator import Scenario
 

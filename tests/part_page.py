@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from reports.page.document import Bullets, Document, Section
-from reports.page.part import Part
+from reports.page.document import Bullets, Document, Part, Section
 from reports.writing.report import render, write_report
 
 

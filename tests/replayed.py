@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tiny import random_prompts
 
-from calibration.models.generate import Output, generate
+from calibration.models.lane import Output, generate
 from calibration.models.sampling import generator_for
 from calibration.recording.live import LiveRun, Round, speculate
 from calibration.recording.record import Recording, Request, record

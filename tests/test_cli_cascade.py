@@ -12,7 +12,7 @@ from cascade_made import graded_by_difficulty, write_long
 from click.testing import CliRunner, Result
 
 from analysis.cascade import CascadeFindings, bundled_tables
-from analysis.cascade.rule import CascadeRule
+from analysis.cascade.rules import CascadeRule
 from analysis.common.records import from_json
 from paceline.commands.cascade import FILES, cascade_command
 from paceline.terminal.progress import Failsafe

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from paceline.commands.cascade_fleet import simulate_cascade
+from paceline.commands.cascade import simulate_cascade
 from paceline.commands.grade import grade
 from paceline.terminal.progress import Failsafe
 

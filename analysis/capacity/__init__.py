@@ -1,7 +1,7 @@
 """Capacity: how much load a replica carries within its objectives, and how many devices a given load needs."""
 
-from analysis.capacity.default import study_scenarios
 from analysis.capacity.findings import CapacityFindings, Needed, Objective, PolicyCapacity, RatePoint
+from analysis.capacity.load import study_scenarios
 from analysis.capacity.plan import plan_capacity
 
 __all__ = [

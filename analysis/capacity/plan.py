@@ -1,24 +1,27 @@
-"""The capacity plan: what each policy sustains, how many devices a load needs, what a million tokens cost."""
+"""The capacity plan: what each policy sustains, how many devices a load needs, what a million tokens cost.
+
+Many calls of one function, here or in other processes, counted for a progress bar.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import as_completed
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from analysis.capacity.crew import Crew, Steps
 from analysis.capacity.findings import CapacityFindings, LengthTrial, Objective
 from analysis.capacity.load import arrivals, changed, check_workload, count_replicas, devices_per_replica, plain
-from analysis.capacity.summary import policy_capacity
 from analysis.capacity.sustain import (
     SHARES,
     TAIL_SHARE,
     TOLERANCE,
     WARMUP_SHARE,
     Sustained,
+    policy_capacity,
     probe,
     saturation,
     sustain,
@@ -27,10 +30,65 @@ from analysis.common.bootstrap import number
 from calibration.common.errors import ConvergenceWarning, ScenarioError
 from calibration.common.progress import Progress
 from calibration.traces import TraceSet
+from simulator.experiments.pool import process_pool
 from simulator.experiments.replicate import check_number, replication_seeds, with_seed
 from simulator.results.evidence import served
 from simulator.running.run import evidence_of, read_traces
 from simulator.scenario.scenario import Scenario
+
+R = TypeVar("R")
+
+
+class Steps:
+    """Counts the steps of a plan for a progress bar."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def one(self) -> None:
+        """Count one step."""
+        self.reach(self._done + 1)
+
+    def reach(self, done: int) -> None:
+        """Count up to `done`: steps that turned out not to be needed are counted as done."""
+        self._done = done
+        if self._progress is not None:
+            self._progress(done, self._total)
+
+
+class Crew:
+    """Calls a function of a scenario many times, in this process or in others, in the order that it was asked."""
+
+    def __init__(self, workers: int, traces: TraceSet, steps: Steps) -> None:
+        self._traces, self.steps = traces, steps
+        self._context = process_pool(workers, None) if workers > 1 else None
+        self._pool: Any = None
+
+    def __enter__(self) -> Self:
+        """Start the processes, where there are any."""
+        if self._context is not None:
+            self._pool = self._context.__enter__()
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        """End them."""
+        if self._context is not None:
+            self._context.__exit__(*fault)
+
+    def all(self, work: Callable[..., R], asked: Sequence[tuple[Any, ...]]) -> list[R]:
+        """Call `work` with each of `asked` and the TraceSet."""
+        if self._pool is None:
+            found = []
+            for given in asked:
+                found.append(work(*given, self._traces))
+                self.steps.one()
+            return found
+        futures = [self._pool.submit(work, *given, self._traces) for given in asked]
+        for future in as_completed(futures):
+            future.result()
+            self.steps.one()
+        return [future.result() for future in futures]
+
 
 T = TypeVar("T")
 

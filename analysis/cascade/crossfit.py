@@ -8,8 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from analysis.cascade.features import features
-from analysis.cascade.predictor import KINDS, Kind, Predictor, calibrate, calibrated, fit_predictor, log_loss
+from analysis.cascade.predictor import (
+    KINDS,
+    Kind,
+    Predictor,
+    calibrate,
+    calibrated,
+    features,
+    fit_predictor,
+    log_loss,
+)
 from analysis.cascade.stopping import Ran
 from analysis.cascade.table import QualityTable
 from calibration.common.arrays import Floats, Ints

@@ -15,8 +15,8 @@ from calibration.common.errors import TraceError
 from calibration.measured import MeasuredRun
 from calibration.measured.run import MARKER
 from calibration.traces import TraceSet
-from simulator.results.measure import measured_window, without_startup
 from simulator.results.metrics import measured, request_latencies, spread, throughputs
+from simulator.results.result import measured_window, without_startup
 from simulator.scenario.loading import load_scenario
 from simulator.scenario.scenario import Scenario
 

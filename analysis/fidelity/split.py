@@ -30,7 +30,7 @@ from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
 from simulator.pricing.costs import DraftPerRound, DraftPerStep, Prices
 from simulator.pricing.make import make_prices
-from simulator.scenario.placement import SerialPlacement
+from simulator.scenario.engine import SerialPlacement
 from simulator.scenario.scenario import Scenario
 
 Row = Mapping[str, Any]

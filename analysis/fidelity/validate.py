@@ -14,9 +14,8 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from analysis.fidelity.counts import NOT_COUNTED, Count, counts
-from analysis.fidelity.crossover import crossovers
 from analysis.fidelity.measured import MeasuredCondition, find_conditions, summaries, text_note
-from analysis.fidelity.predict import own_steps, predict, predicted_scenario, price_notes
+from analysis.fidelity.predict import crossovers, own_steps, predict, predicted_scenario, price_notes
 from analysis.fidelity.split import PARTS, split_error
 from analysis.fidelity.table import QUANTITIES, Compared, Condition, Fidelity, Source
 from calibration.common.errors import PacelineError, ScenarioError, TraceError

@@ -97,7 +97,7 @@ def evaluate_hybrid(
 
     `steps`: also with the model's fixed price spread over so many steps. Policies: ``plain rule`` (match of three,
     lookup of 20, else the model with 7), ``tuned rule`` (threshold and lengths by batch, chosen on other requests),
-    ``forecast ngram`` and ``forecast suffix`` (`simulator.scenario.hybrid.Forecast`). Intervals: bootstrap
+    ``forecast ngram`` and ``forecast suffix`` (`simulator.scenario.routing.Forecast`). Intervals: bootstrap
     over whole requests, those of a cell with the best fixed draft found on all; targets are judged together, against
     whichever fixed draft is best.
     """

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.common.errors import TraceError
-from calibration.proposers.runs import proposals, run_lengths
+from calibration.proposers.draft_trees import proposals, run_lengths
 from calibration.proposers.suffix import SuffixProposer, SuffixSettings
 from calibration.traces import DrafterInfo, TraceSet, make_table
 
@@ -22,8 +22,8 @@ _POSITIONS = ("sequence_id", "drafter", "position", "run_length", "proposal_leng
 def with_suffix(traces: TraceSet, settings: SuffixSettings | None = None) -> TraceSet:
     """Add drafter ``suffix``, where token ids are known: it copies what followed the longest earlier match.
 
-    Exact: its proposals depend on the committed tokens alone, see `calibration.proposers.runs`. Sequences without
-    token ids stay without it. By default any match, its latest occurrence, 20 tokens.
+    Exact: its proposals depend on the committed tokens alone, see `calibration.proposers.draft_trees`. Sequences
+    without token ids stay without it. By default any match, its latest occurrence, 20 tokens.
     """
     chosen = settings if settings is not None else SuffixSettings()
     columns: dict[str, list[Any]] = {name: [] for name in _POSITIONS}

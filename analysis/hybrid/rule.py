@@ -10,7 +10,7 @@ from analysis.hybrid.closed import ClosedBatches, Rounds
 from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants
-from simulator.drafter_routing.forecast_learn import deal
+from simulator.drafter_routing.forecast import deal
 from simulator.playback.text_facts import text_facts
 
 MATCHES = (1, 2, 3, 5, 8, 16)

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.common.threads import one_thread
-from analysis.laws.batch import BATCHES, batch_laws
+from analysis.laws.batch import BATCHES, batch_laws, engine_batch_law
 from analysis.laws.context import context_law
 from analysis.laws.law import Law, LawFindings
-from analysis.laws.size import size_law
-from analysis.laws.speeds import engine_batch_law
-from analysis.laws.training import training_law
+from analysis.laws.size import size_law, training_law
 from calibration.common.errors import PacelineError
 from calibration.traces import TraceSet
 

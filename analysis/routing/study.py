@@ -12,11 +12,18 @@ from scipy.sparse import csr_matrix
 from analysis.common.bootstrap import DRAWS, ClusterBootstrap, describe, number
 from analysis.common.threads import one_thread
 from analysis.routing.classifier import Guesses, guess, possible_folds, quality
-from analysis.routing.compare import MERGED, WITH_LOOKUP, alike, alone_seconds, batch_rows, policy_rows, regret_growth
-from analysis.routing.drift import drift, widest_phases
+from analysis.routing.compare import (
+    MERGED,
+    WITH_LOOKUP,
+    alike,
+    alone_seconds,
+    bandits,
+    batch_rows,
+    policy_rows,
+    regret_growth,
+)
+from analysis.routing.drift import drift, online, widest_phases
 from analysis.routing.findings import Drift, Online, PricedRouting, RoutingFindings
-from analysis.routing.online import online
-from analysis.routing.play import bandits
 from analysis.routing.served import Priced, RequestTable, Server, cheap_prices, own_prices
 from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError, did_you_mean

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from analysis.common.bootstrap import Estimate, number
-from analysis.size.assumptions import by_roofline, proportional, study_depth, summarise
-from analysis.size.discrepancy import discrepancy, error_factors
+from analysis.size.assumptions import by_roofline, discrepancy, error_factors, proportional, study_depth, summarise
 from analysis.size.facts import OPTIMA, Facts, MeasuredSpeedup, SizedPair
 from analysis.size.findings import (
     DepthStudy,

@@ -242,7 +242,7 @@ class SpeedCheck:
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """How far predicted speed-ups lie from measured ones; see `analysis.size.discrepancy`.
+    """How far predicted speed-ups lie from measured ones; see `analysis.size.assumptions`.
 
     ``log_error``: root mean square of the logarithm of measured over predicted, None without checks; ``factor``: what
     that makes of a prediction, up or down, with 95% (Student's law of ``checks`` degrees of freedom); ``largest``:

@@ -23,8 +23,7 @@ from analysis.size.playback import (
     played,
     round_seconds,
 )
-from analysis.size.prices import PROPORTIONAL, ROOFLINE, Share, priced
-from analysis.size.settings import SizeSettings
+from analysis.size.settings import PROPORTIONAL, ROOFLINE, Share, SizeSettings, priced
 from analysis.size.sweetspot import Judged, find_spots, judge_sizes, shares_of
 from analysis.size.words import spot_statement
 from calibration.common.arrays import Floats

@@ -9,8 +9,7 @@ from analysis.size.extrapolated import extrapolate, published_optima
 from analysis.size.facts import Facts
 from analysis.size.findings import Extrapolation, MeasuredFamily, SizeCurve, SizeFindings, SweetSpot
 from analysis.size.measured import study_family
-from analysis.size.prices import RECORDED
-from analysis.size.settings import SizeSettings
+from analysis.size.settings import RECORDED, SizeSettings
 from analysis.size.words import (
     common_region,
     discrepancy_words,

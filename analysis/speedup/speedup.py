@@ -12,7 +12,7 @@ length and batch size over all domains pooled, and a second one of all of these 
 side that matters in each, at most one study in twenty says "pays" anywhere where nothing does.
 
 Intervals are conditional on the simulated schedule. Those ``with_costs`` also cover the error of the fitted step
-costs (`analysis.speedup.costdraws`), the others take the costs as given. A domain's figure is for its requests served
+costs (`analysis.speedup.costfit`), the others take the costs as given. A domain's figure is for its requests served
 among those of the other domains.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.common.bootstrap import Bounds, Candidates, ClusterBootstrap, Estimate, number
-from analysis.speedup.costdraws import CostDraws
+from analysis.speedup.costfit import CostDraws
 from analysis.speedup.grid import CellRun
 from calibration.common.arrays import Floats
 

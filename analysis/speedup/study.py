@@ -10,8 +10,7 @@ import numpy as np
 from analysis.common.bootstrap import ClusterBootstrap, describe, number
 from analysis.common.rounds import recording
 from analysis.speedup.acceptance import AcceptanceRow, DepthPoint, acceptance_rows, depth_points, replay_all
-from analysis.speedup.costdraws import CostDraws
-from analysis.speedup.costfit import CostFit, cost_fits
+from analysis.speedup.costfit import CostDraws, CostFit, cost_fits
 from analysis.speedup.findings import (
     Answer,
     CostSource,
@@ -27,7 +26,7 @@ from analysis.speedup.schedule import Crossover, crossovers, schedules
 from analysis.speedup.speedup import BestLength, best_length, compare_lengths
 from calibration.common.errors import CostError, ReplayError
 from calibration.common.progress import Progress
-from calibration.proposers.ngram import lookup_runs
+from calibration.proposers.lookup import lookup_runs
 from calibration.traces import DrafterInfo, Manifest, ModelInfo, TraceSet
 from simulator import Scenario
 from simulator.results.evidence import served

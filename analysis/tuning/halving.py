@@ -5,23 +5,76 @@ candidate is never given up on its rank alone while there is room: it leaves if 
 leader (the 95% interval of the paired difference lies below 0), or if more than the rung's `at_most` are left and it
 is not among the best of them by its mean; a rule over several drafters also if it did the same as one of them. The
 best fixed length and no speculation always go on.
+
+What the answer is measured against: the oracles, and what lies around the best setting.
+
+Intervals over replications that also cover, where they can, which requests happened to be recorded.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from analysis.common.bootstrap import Estimate
+from analysis.common.bootstrap import LEVEL, Estimate, number
 from analysis.tuning.candidate import Candidate
-from analysis.tuning.findings import Rung
+from analysis.tuning.findings import OracleGap, Rung, SensitivityPoint
 from analysis.tuning.goal import Goal
-from analysis.tuning.intervals import behind, interval
 from analysis.tuning.runs import Runs
 from calibration.common.arrays import Floats
+
+METHOD = "Student's t over replications on common random numbers"
+
+
+def widening(share: float | None) -> float:
+    """Give w: the variance of a mean over R replications is that of one replication times (1 / R + w).
+
+    Each replication serves a share f of the recorded requests, drawn without replacement. If S^2 / n is the variance
+    of a mean of n requests, such a replication has S^2 / n (1 - f), and the mean over all recorded requests, as a
+    sample of those to come, S^2 / N = S^2 / n (1 - f) * f / (1 - f): w = f / (1 - f). With halves w is 1: balanced
+    half samples (McCarthy 1969), delete-d jackknife (Shao and Wu 1989). Approximate for ratios of means. 0 where
+    `share` is None: the interval then is for these requests alone.
+    """
+    return 0.0 if share is None else share / (1 - share)
+
+
+def interval(values: Floats, wide: float, requests: int, comparisons: int = 1) -> Estimate:
+    """Give the mean of `values`, one a replication, with its interval at level 1 - 0.05 / `comparisons`."""
+    from scipy.special import stdtrit
+
+    count = len(values)
+    mean = float(values.mean())
+    if count < 2:
+        return Estimate(number(mean), None, None, requests)
+    spread = 0.0 if bool((values == values[0]).all()) else float(values.std(ddof=1))
+    quantile = float(stdtrit(count - 1, 1 - (1 - LEVEL) / (2 * comparisons)))
+    reach = quantile * spread * math.sqrt(1 / count + wide)
+    return Estimate(number(mean), number(mean - reach), number(mean + reach), requests)
+
+
+def behind(values: Floats, best: Floats, sign: int, wide: float, requests: int, comparisons: int) -> Estimate:
+    """Give the paired difference to `best` as a share of its mean; below 0 is worse (`sign` -1: small is good)."""
+    scale = abs(float(best.mean())) or 1.0
+    return interval(sign * (values - best) / scale, wide, requests, comparisons)
+
+
+def ratio_of_means(above: Floats, below: Floats, wide: float, requests: int) -> Estimate:
+    """Give mean(above) / mean(below) of paired values, interval by the delta method; undefined for below <= 0."""
+    bottom = float(below.mean())
+    if bottom <= 0:
+        return Estimate(None, None, None, requests)
+    ratio = float(above.mean()) / bottom
+    rest = interval(np.asarray((above - ratio * below) / bottom), wide, requests)
+    if rest.low is None or rest.high is None or rest.value is None:
+        return Estimate(number(ratio), None, None, requests)
+    return Estimate(
+        number(ratio), number(ratio + rest.low - rest.value), number(ratio + rest.high - rest.value), requests
+    )
+
 
 _SLACK = 1e-9
 """Attainments closer than this are equal."""
@@ -144,3 +197,60 @@ def _twin(judge: Judge, candidate: Candidate, staying: Sequence[Candidate], numb
     mine = judge.values(candidate, number)
     alike = (one for one in staying if len(one.drafters) == 1)
     return next((one for one in alike if np.array_equal(judge.values(one, number), mine)), None)
+
+
+def oracle_gaps(
+    judge: Judge, bounds: Sequence[Candidate], best: Candidate, fixed: Candidate
+) -> tuple[OracleGap, ...]:
+    """Give the distance of `best` to each kind of oracle among `bounds`, the better one of each kind.
+
+    The tightest bound comes last. Choosing among drafters is planned for a batch of one, so that with large batches
+    its oracle may lie below that of one drafter's lengths.
+    """
+    found = []
+    for kind in dict.fromkeys(bound.kind for bound in bounds):
+        mine = [bound for bound in bounds if bound.kind == kind]
+        shared = judge.runs.common([*mine, best, fixed])
+        top = max(mine, key=lambda bound: judge.sign * float(judge.values(bound, shared).mean()))
+        found.append(_gap(judge, top, best, fixed, shared))
+    return tuple(sorted(found, key=lambda gap: -judge.sign * (gap.value.value or 0.0)))
+
+
+def _gap(judge: Judge, bound: Candidate, best: Candidate, fixed: Candidate, shared: int) -> OracleGap:
+    oracle, mine, plain = (judge.values(one, shared) for one in (bound, best, fixed))
+    above, below = (mine, oracle) if judge.goal.larger_is_better else (oracle, mine)
+    return OracleGap(
+        bound.name,
+        judge.estimate(bound, shared),
+        ratio_of_means(above, below, judge.wide, judge.requests),
+        ratio_of_means(judge.sign * (mine - plain), judge.sign * (oracle - plain), judge.wide, judge.requests),
+    )
+
+
+def sensitivity(
+    judge: Judge, candidates: Sequence[Candidate], best: Candidate, shared: int
+) -> tuple[SensitivityPoint, ...]:
+    """Give the objective of all candidates that lie on an axis, relative to `best`, over the `shared` first seeds.
+
+    Above 1 is better than the best, whatever the objective.
+    """
+    top = judge.values(best, shared)
+    return tuple(
+        SensitivityPoint(
+            candidate.axis,
+            candidate.series,
+            float(candidate.at),
+            _relative(judge, judge.values(candidate, shared), top),
+            candidate.name == best.name,
+        )
+        for candidate in candidates
+        if candidate.axis is not None and candidate.at is not None
+    )
+
+
+def _relative(judge: Judge, values: Floats, top: Floats) -> Estimate:
+    """Give the mean of `values` over that of `top` (turned over where small is good), from paired differences."""
+    scale = abs(float(top.mean())) or 1.0
+    share = np.asarray(1 + judge.sign * (values - top) / scale)
+    found = interval(share, judge.wide, judge.requests)
+    return Estimate(number(found.value), found.low, found.high, judge.requests)

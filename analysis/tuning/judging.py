@@ -26,8 +26,7 @@ from analysis.common.bootstrap import Estimate
 from analysis.tuning.candidate import Candidate
 from analysis.tuning.findings import Judgement
 from analysis.tuning.goal import Goal
-from analysis.tuning.halving import Judge
-from analysis.tuning.intervals import interval, ratio_of_means
+from analysis.tuning.halving import Judge, interval, ratio_of_means
 from analysis.tuning.runs import FIRST_FRESH
 from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet

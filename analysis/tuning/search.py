@@ -14,14 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.tuning.batches import batch_lengths, batch_sizes, grid, table
 from analysis.tuning.candidate import Base, Candidate, make_base
-from analysis.tuning.distances import oracle_gaps, sensitivity
 from analysis.tuning.findings import BatchLength, Judgement, Plan, Scored, Skipped, TuneFindings
 from analysis.tuning.goal import ATTAINMENT, Goal, make_goal
-from analysis.tuning.halving import Judge, ascend, best_of
+from analysis.tuning.halving import Judge, ascend, best_of, interval, oracle_gaps, sensitivity, widening
 from analysis.tuning.hybrids import hybrids
-from analysis.tuning.intervals import interval, widening
 from analysis.tuning.judging import (
     AS_GIVEN,
     SUSTAINED,
@@ -33,7 +30,7 @@ from analysis.tuning.judging import (
     setting_of,
 )
 from analysis.tuning.plan import plan_by_clock, plan_by_user
-from analysis.tuning.runs import LEAST, Runs
+from analysis.tuning.runs import LEAST, Runs, batch_lengths, batch_sizes, grid, table
 from analysis.tuning.space import (
     budgets,
     by_batch,

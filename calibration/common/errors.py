@@ -16,12 +16,17 @@
     └── ReplicationWarning        replications do not differ, so that they say nothing about chance
 
 A message reads *where: rule, got value; did you mean ...?*
+
+The extra ``calibration``: torch and transformers, imported when needed and kept quiet.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import importlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class PacelineError(Exception):
@@ -88,3 +93,28 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; choose from {', '.join(known)}" if known else ""
+
+
+def require(module: str) -> Any:
+    """Import `module` of the extra ``calibration``; `MissingExtraError` says which pip command brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as fault:
+        if fault.name and fault.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(module, "calibration") from None
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own progress bars and advice off the terminal for a while."""
+    logging = require("transformers").utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

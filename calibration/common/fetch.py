@@ -3,11 +3,14 @@
 The cache is the folder that the environment variable ``PACELINE_CACHE`` names, else ``paceline`` in the user's cache
 folder. Models lie in it as plain transformers folders, and as GGUF files for engines that read those; both appear
 whole or not at all.
+
+The garbage collector, kept out of what it would disturb.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import os
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,7 +174,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     A model read from GGUF refuses `save_pretrained`; its weights are therefore moved into a plain Llama model, whose
     logits are identical.
     """
-    from calibration.common.extras import quiet_transformers, require
+    from calibration.common.errors import quiet_transformers, require
 
     torch = require("torch")
     transformers = require("transformers")
@@ -196,3 +200,15 @@ def _publish(folder: Path, target: Path, marker: str) -> None:
     except OSError:
         if not (target / marker).is_file():
             raise
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep the garbage collector off until the block ends."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from calibration.common.checksums import file_sha256, joint_sha256
+from calibration.common.files import file_sha256, joint_sha256
 
 LIBRARIES = ("numpy", "scipy", "simpy", "pyarrow")
 """What simulations compute with, beside paceline itself."""

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from calibration.drafters.combined import MergedTrees, NgramBeforeModel, RetrievalFused
     from calibration.drafters.cut import EarlyExit, LayerSkip, kept_layers, submodel
-    from calibration.drafters.distilled import Distilled
+    from calibration.drafters.distilled import Block, Distilled, Eagle, Kangaroo, Medusa
     from calibration.drafters.dynamic_exit import DynamicExit
     from calibration.drafters.foreign import Foreign
-    from calibration.drafters.heads import Block, Eagle, Medusa
     from calibration.drafters.info import DrafterSettings
-    from calibration.drafters.kangaroo import Kangaroo
     from calibration.drafters.kinds import AnyDrafter, build_drafter, parse_drafter
-    from calibration.drafters.lookup import PromptLookup
-    from calibration.drafters.nested_exits import NestedExits
-    from calibration.drafters.proposed import Memory, Retrieval, Suffix, Trigram
+    from calibration.drafters.nested import NestedExits
+    from calibration.drafters.proposed import Memory, PromptLookup, Retrieval, Suffix, Trigram
     from calibration.drafters.standalone import Standalone
     from calibration.drafters.trimmed import Trimmed
     from calibration.drafters.windowed import Windowed
@@ -29,22 +26,22 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AnyDrafter": "calibration.drafters.kinds",
-    "Block": "calibration.drafters.heads",
+    "Block": "calibration.drafters.distilled",
     "Distilled": "calibration.drafters.distilled",
     "Drafter": "calibration.models.drafter",
     "DrafterSettings": "calibration.drafters.info",
     "DynamicExit": "calibration.drafters.dynamic_exit",
-    "Eagle": "calibration.drafters.heads",
+    "Eagle": "calibration.drafters.distilled",
     "EarlyExit": "calibration.drafters.cut",
     "Foreign": "calibration.drafters.foreign",
-    "Kangaroo": "calibration.drafters.kangaroo",
+    "Kangaroo": "calibration.drafters.distilled",
     "LayerSkip": "calibration.drafters.cut",
-    "Medusa": "calibration.drafters.heads",
+    "Medusa": "calibration.drafters.distilled",
     "Memory": "calibration.drafters.proposed",
     "MergedTrees": "calibration.drafters.kinds",
-    "NestedExits": "calibration.drafters.nested_exits",
+    "NestedExits": "calibration.drafters.nested",
     "NgramBeforeModel": "calibration.drafters.kinds",
-    "PromptLookup": "calibration.drafters.lookup",
+    "PromptLookup": "calibration.drafters.proposed",
     "Retrieval": "calibration.drafters.proposed",
     "RetrievalFused": "calibration.drafters.kinds",
     "Standalone": "calibration.drafters.standalone",

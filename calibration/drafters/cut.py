@@ -11,8 +11,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from calibration.common.errors import CalibrationError
-from calibration.common.extras import require
+from calibration.common.errors import CalibrationError, require
 from calibration.drafters.info import DrafterSettings
 from calibration.models.load import Verifier, describe
 from calibration.traces.manifest import DrafterInfo

@@ -1,8 +1,8 @@
 """Drafters with another vocabulary: any causal LM with any tokenizer drafts for any verifier.
 
 The committed text is read by the drafter's tokenizer, the drafter drafts greedily, and its draft becomes tokens of
-the verifier: through text, or through n-grams of drafter tokens (OmniDraft); see `calibration.drafters.translation`.
-The committed tokens are never changed.
+the verifier: through text, or through n-grams of drafter tokens (OmniDraft); see
+`calibration.drafters.foreign_drafting`. The committed tokens are never changed.
 
 What is proposed is a function of the committed text alone, in greedy and in sampled decoding: given tokens, accepted
 with probability p(x). Drafts are therefore lossless, and recorded run lengths replay exactly. The confidence of a

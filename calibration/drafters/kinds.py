@@ -10,15 +10,12 @@ from pydantic import Field
 from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.drafters.combined import MergedTrees, NgramBeforeModel, RetrievalFused
 from calibration.drafters.cut import EarlyExit, LayerSkip
-from calibration.drafters.distilled import Distilled
+from calibration.drafters.distilled import Block, Distilled, Eagle, Kangaroo, Medusa
 from calibration.drafters.dynamic_exit import DynamicExit
 from calibration.drafters.foreign import Foreign
-from calibration.drafters.heads import Block, Eagle, Medusa
 from calibration.drafters.info import DrafterSettings
-from calibration.drafters.kangaroo import Kangaroo
-from calibration.drafters.lookup import PromptLookup
-from calibration.drafters.nested_exits import NestedExits
-from calibration.drafters.proposed import Memory, Retrieval, Suffix, Trigram
+from calibration.drafters.nested import NestedExits
+from calibration.drafters.proposed import Memory, PromptLookup, Retrieval, Suffix, Trigram
 from calibration.drafters.standalone import Standalone
 from calibration.drafters.trimmed import Trimmed
 from calibration.drafters.windowed import Windowed

@@ -17,9 +17,8 @@ from calibration.drafters.distilled import trained_info
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.lanes import ModelDrafter
 from calibration.models.drafter import Drafter, Drafts, Opening, Read, Side, Tap
-from calibration.models.lane import Lane
+from calibration.models.lane import Lane, rollout
 from calibration.models.load import Verifier, describe
-from calibration.models.rollouts import rollout
 from calibration.models.sampling import choose, entropy, processed
 from calibration.traces.manifest import DrafterInfo
 from calibration.trained.folder import load_drafter

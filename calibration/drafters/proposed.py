@@ -4,6 +4,8 @@ Each proposes given tokens, chains or trees; `calibration.proposers` says how. T
 there. All but prompt lookup take texts of others, ``corpus_path``: the outputs of a TraceSet, or of a corpus of
 training text (`calibration.trained.corpus`), all of them. A text that is being recorded must not be among them, or
 its drafts are its own words. The manifest says how many tokens were read, and their sha256.
+
+Prompt lookup as a drafter.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from calibration.proposers import (
     TrigramSettings,
     maker,
 )
+from calibration.proposers.lookup import LookupSettings
 from calibration.traces import TraceSet
 
 if TYPE_CHECKING:
@@ -193,3 +196,23 @@ def _check_vocabulary(label: str, tokens: np.ndarray[Any, np.dtype[np.int32]], v
     if largest >= vocabulary:
         rule = f"token ids of its texts must be below the verifier's vocabulary {vocabulary}"
         raise CalibrationError(f"drafter '{label}': {rule}, got {largest}")
+
+
+class PromptLookup(DrafterSettings):
+    """Prompt lookup with suffixes of `ngram_max` down to `ngram_min` tokens; see `calibration.proposers.lookup`."""
+
+    paradigm: ClassVar[str] = "prompt-lookup"
+    kind: Literal["prompt-lookup"] = "prompt-lookup"
+    ngram_max: int = LookupSettings.ngram_max
+    ngram_min: int = LookupSettings.ngram_min
+    max_draft_tokens: int = LookupSettings.max_draft_tokens
+
+    def build(self, verifier: Verifier) -> GivenDrafter:
+        """Make the drafter."""
+        from calibration.drafters.given import GivenDrafter
+        from calibration.proposers.lookup import LookupProposer
+
+        sizes = LookupSettings(self.ngram_max, self.ngram_min, self.max_draft_tokens)
+        info = self.made_of(ngram_max=self.ngram_max, ngram_min=self.ngram_min, match="earliest")
+        info = info.model_copy(update={"max_draft_tokens": self.max_draft_tokens})
+        return GivenDrafter(info, lambda: LookupProposer(sizes))

@@ -7,8 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from calibration.common.errors import CalibrationError
-from calibration.common.extras import quiet_transformers, require
+from calibration.common.errors import CalibrationError, quiet_transformers, require
 from calibration.common.fetch import PUBLISHED, fetch
 from calibration.common.vocabularies import first_difference
 from calibration.drafters.info import DrafterSettings

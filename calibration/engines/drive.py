@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, Generic, Literal
 
-from calibration.common.collection import no_collection
 from calibration.common.errors import CalibrationError
+from calibration.common.fetch import no_collection
 from calibration.common.progress import StageProgress
 from calibration.engines.protocol import Engine, EngineRequest, Step
 from calibration.observe.prompts import Prompt
-from calibration.observe.source import R, Source
+from calibration.observe.server import R, Source
 
 Clock = Literal["thread-cpu", "wall"]
 """CPU time of this process, or time of the wall."""
@@ -31,7 +31,7 @@ _IN_VAIN = 1000
 
 @dataclass(frozen=True)
 class Drive:
-    """What came of one repeat: columns of both tables of a measured run (`calibration.measured.schema`) without
+    """What came of one repeat: columns of both tables of a measured run (`calibration.measured.run`) without
     ``repeat``.
 
     `requests` holds those that ended, in the order of their ids. A filler that the end of the repeat cut short has no

@@ -23,8 +23,8 @@ from calibration.common.errors import CalibrationError, MissingExtraError
 from calibration.common.files import fresh_folder
 from calibration.engines.openvino_plan import BLOCK_TOKENS, Account, Decode, OpenVinoSettings, Plan, plan_step
 from calibration.engines.protocol import EngineRequest, Operation, Step
-from calibration.measured.manifest import EngineInfo, Setting
-from calibration.proposers.ngram import NgramIndex
+from calibration.measured.run import EngineInfo, Setting
+from calibration.proposers.lookup import NgramIndex
 from calibration.traces.surroundings import cpu_info
 
 _EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}

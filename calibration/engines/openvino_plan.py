@@ -9,7 +9,7 @@ it computed, and how many tokens it drafted, follows from the rules of the engin
 - else: if a whole prompt fits, only prompts, in the order of their arrival, up to the first that does not fit into
   ``max_num_batched_tokens`` or would decode beside ``max_num_seqs`` others; else all that decode.
 - Prompt lookup: the earliest occurrence of the longest suffix of ``max_ngram_size`` down to 1 tokens, as in
-  `calibration.proposers.ngram`; never more than the request can still receive less one. The drafts of a request are
+  `calibration.proposers.lookup`; never more than the request can still receive less one. The drafts of a request are
   filled up to ``num_assistant_tokens`` with padding that is verified and never accepted, so that a request
   always costs ``num_assistant_tokens + 1`` tokens, also where nothing matches.
 - Draft model: min(``num_assistant_tokens``, what the request can still receive less one), without padding.
@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from calibration.common.errors import CalibrationError
-from calibration.proposers.checks import one_of, refuse, whole
-from calibration.proposers.ngram import NgramIndex
+from calibration.proposers.lookup import NgramIndex
+from calibration.proposers.protocol import one_of, refuse, whole
 
 Mode = Literal["plain", "prompt-lookup", "draft-model"]
 Numerics = Literal["exact", "engine"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-from calibration.measured.manifest import EngineInfo
+from calibration.measured.run import EngineInfo
 from calibration.traces.manifest import DeviceInfo
 
 Operation = Literal["prefill", "decode", "mixed"]

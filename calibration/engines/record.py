@@ -30,11 +30,9 @@ from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
 from calibration.engines.drive import Clock, check_engine, drain, drive
 from calibration.engines.protocol import Engine, EngineRequest
-from calibration.measured.manifest import Manifest
-from calibration.measured.run import MARKER, MeasuredRun
-from calibration.measured.schema import TABLES
+from calibration.measured.run import MARKER, TABLES, Manifest, MeasuredRun
 from calibration.observe.prompts import Prompt
-from calibration.observe.source import R, Source
+from calibration.observe.server import R, Source
 from calibration.traces.schema import build_table
 from calibration.traces.surroundings import software_versions
 

@@ -1,15 +1,124 @@
-"""The built-in items: twelve domains, written for this package, the same ones for the same seed."""
+"""The built-in items: twelve domains, written for this package, the same ones for the same seed.
+
+Arithmetic items of graded difficulty, drawn by rules: sums, differences, products, comparisons, series, stories.
+
+Wrong options are near misses: off by one, by two, by ten, or with two digits swapped, of as many digits as the right
+answer where there are enough of them, so that length alone gives nothing away.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from calibration.common.errors import CalibrationError
-from calibration.grading.arithmetic import WRONG, arithmetic_items
 from calibration.grading.items import Item
+
+Draw = np.random.Generator
+WRONG = 3
+"""Wrong options of an item."""
+_NAMES = ("Tom", "Anna", "Ben", "Mia", "Sam", "Lucy", "Max", "Emma")
+_THINGS = ("apples", "books", "coins", "pencils", "stamps", "marbles", "cards", "shells")
+
+
+def arithmetic_items(per_domain: int, generator: Draw) -> Iterator[Item]:
+    """Give `per_domain` items of each of the six domains, the easy ones first; all questions differ."""
+    makers: dict[str, Callable[[Draw, int], tuple[str, int | tuple[int, ...]]]] = {
+        "addition": _addition,
+        "subtraction": _subtraction,
+        "multiplication": _multiplication,
+        "comparison": _comparison,
+        "series": _series,
+        "word-problems": _story,
+    }
+    for domain, make in makers.items():
+        asked: set[str] = set()
+        while len(asked) < per_domain:
+            level = len(asked) * 4 // per_domain
+            question, given = make(generator, level)
+            if question in asked:
+                continue
+            asked.add(question)
+            numbers = given if isinstance(given, tuple) else (given, *near_misses(given, generator))
+            options = tuple(str(numbers[i]) for i in generator.permutation(len(numbers)))
+            yield Item(f"{domain}-{len(asked):03d}", domain, question, options, str(numbers[0]))
+
+
+def near_misses(right: int, generator: Draw) -> tuple[int, ...]:
+    """Give `WRONG` different numbers close to `right` (>= 0), none of them `right` or negative."""
+    swapped = int(str(right)[::-1]) if str(right)[-1] != "0" else right
+    near = [right + step for step in (-10, -2, -1, 1, 2, 10)] + [swapped]
+    near = [n for n in dict.fromkeys(near) if n >= 0 and n != right]
+    alike = [n for n in near if len(str(n)) == len(str(right))]
+    others = [n for n in near if n not in alike]
+    chosen = [*generator.permutation(alike).tolist(), *generator.permutation(others).tolist()][:WRONG]
+    return tuple(int(n) for n in chosen)
+
+
+def _operands(generator: Draw, level: int) -> tuple[int, int]:
+    """Draw two numbers of one digit, of one and two, of two, or of three digits."""
+    low, high = ((2, 10), (2, 10), (11, 100), (101, 1000))[level]
+    first = int(generator.integers(low, high)) if level != 1 else int(generator.integers(11, 100))
+    return first, int(generator.integers(low, high))
+
+
+def _addition(generator: Draw, level: int) -> tuple[str, int]:
+    a, b = _operands(generator, level)
+    return f"What is {a} + {b}?", a + b
+
+
+def _subtraction(generator: Draw, level: int) -> tuple[str, int]:
+    a, b = sorted(_operands(generator, level), reverse=True)
+    return f"What is {a} - {b}?", a - b
+
+
+def _multiplication(generator: Draw, level: int) -> tuple[str, int]:
+    low, high = ((2, 6), (2, 10), (3, 10), (11, 30))[level]
+    a = int(generator.integers(low, high)) if level != 2 else int(generator.integers(11, 100))
+    b = int(generator.integers(low, high))
+    return f"What is {a} times {b}?", a * b
+
+
+def _comparison(generator: Draw, level: int) -> tuple[str, tuple[int, ...]]:
+    low, high = ((1, 10), (1, 100), (10, 100), (100, 1000))[level]
+    numbers = [int(n) for n in generator.choice(np.arange(low, high), size=WRONG + 1, replace=False)]
+    word = ("largest", "smallest")[int(generator.integers(2))]
+    right = max(numbers) if word == "largest" else min(numbers)
+    listed = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
+    return f"Which is the {word} of the numbers {listed}?", (right, *(n for n in numbers if n != right))
+
+
+def _series(generator: Draw, level: int) -> tuple[str, int]:
+    start, step = int(generator.integers(1, 20)), int(generator.integers(1, 4 + 3 * level))
+    if level == 3 and step % 2:  # doubling
+        numbers = [start * 2**i for i in range(5)]
+    elif level == 2 and step % 2:  # down
+        numbers = [start + 5 * step - i * step for i in range(5)]
+    else:
+        numbers = [start + i * step for i in range(5)]
+    listed = ", ".join(map(str, numbers[:-1]))
+    return f"Which number comes next: {listed}?", numbers[-1]
+
+
+def _story(generator: Draw, level: int) -> tuple[str, int]:
+    name = _NAMES[int(generator.integers(len(_NAMES)))]
+    thing = _THINGS[int(generator.integers(len(_THINGS)))]
+    high = (10, 20, 60, 100)[level]
+    a, b = (int(n) for n in generator.integers(2, high, size=2))
+    c = int(generator.integers(2, 10))
+    match int(generator.integers(4)):
+        case 0:
+            return f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?", a + b
+        case 1:
+            return f"{name} had {a + b} {thing} and gave away {b}. How many {thing} are left?", a
+        case 2:
+            return f"There are {c} boxes with {a} {thing} in each. How many {thing} are there in all?", a * c
+        case _:
+            told = f"{name} has {a} {thing}, finds {b} more and then loses {c}."
+            return f"{told} How many {thing} does {name} have now?", a + b - min(c, a + b)
+
 
 _FACTS = Path(__file__).resolve().parent / "facts.txt"
 PER_ARITHMETIC_DOMAIN = 60

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.common.checksums import TABLE_SHA256, sha256
 from calibration.common.errors import CalibrationError
-from calibration.common.files import write_whole
+from calibration.common.files import TABLE_SHA256, sha256, write_whole
 from calibration.common.progress import StageProgress
 from calibration.common.secrets import without_secrets
 from calibration.common.version import paceline_version

@@ -5,8 +5,7 @@ from calibration.importers.measured_run import import_measured_run
 from calibration.importers.origin import Origin
 from calibration.importers.sglang import import_sglang
 from calibration.importers.specdecode_bench import import_specdecode_bench
-from calibration.importers.vllm_counters import import_vllm_counters, import_vllm_log
-from calibration.importers.vllm_requests import import_vllm_requests
+from calibration.importers.vllm import import_vllm_counters, import_vllm_log, import_vllm_requests
 
 __all__ = [
     "Origin",

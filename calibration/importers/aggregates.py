@@ -22,7 +22,7 @@ from numpy.random import Generator
 from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin
-from calibration.importers.tables import Collected
+from calibration.importers.reading import Collected
 from calibration.traces import PromptSource, TraceSet
 
 _ROUNDING = 0.005

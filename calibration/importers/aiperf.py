@@ -37,8 +37,7 @@ from calibration.importers.origin import Origin, prompt_source
 from calibration.importers.reading import Object, check_object, count, measure, read_objects
 from calibration.importers.requests import Request, Source, requests_to_traces
 from calibration.importers.spec_totals import SpecTotals, totals_of
-from calibration.importers.vllm_counters import totals_to_traces
-from calibration.importers.vllm_requests import spec_metrics
+from calibration.importers.vllm import spec_metrics, totals_to_traces
 from calibration.traces import TraceSet
 
 _LATENCIES = ("time_to_first_token", "inter_token_latency", "request_latency")

@@ -29,8 +29,7 @@ import numpy as np
 from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import TraceError, did_you_mean
 from calibration.importers.origin import Origin
-from calibration.importers.round_log import LoggedRequest, groups, read_columns, trace_of_rounds
-from calibration.importers.rounds import Rounds
+from calibration.importers.rounds import LoggedRequest, Rounds, groups, read_columns, trace_of_rounds
 from calibration.traces import TraceSet
 
 FORMAT = "ltd-eagle3-rounds"

@@ -14,9 +14,9 @@ from typing import Any
 from calibration.common.errors import TraceError
 from calibration.measured.run import MeasuredRun
 from calibration.observe.prompts import Prompt
+from calibration.proposers.draft_trees import proposals, run_lengths
 from calibration.proposers.lookup import LookupSettings
 from calibration.proposers.make import Settings, maker
-from calibration.proposers.runs import proposals, run_lengths
 from calibration.traces import DecodingInfo, DrafterInfo, Manifest, ModelInfo, PromptSource, TraceSet, make_table
 
 

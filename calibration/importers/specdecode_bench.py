@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from calibration.common.errors import TraceError
 from calibration.common.version import paceline_version
-from calibration.proposers.ngram import lookup_runs
+from calibration.proposers.lookup import lookup_runs
 from calibration.traces import (
     DecodingInfo,
     DeviceInfo,

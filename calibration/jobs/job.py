@@ -14,8 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.common.errors import CalibrationError, did_you_mean
-from calibration.common.extras import require
+from calibration.common.errors import CalibrationError, did_you_mean, require
 from calibration.common.fetch import Advance
 from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
@@ -275,7 +274,7 @@ def _record_shard(
     advance: Advance,
 ) -> Recording:
     """Let the verifier write the outputs of one batch of prompts, and everyone read them."""
-    from calibration.models.generate import generate
+    from calibration.models.lane import generate
     from calibration.models.sampling import generator_for
     from calibration.recording.record import record
 

@@ -24,8 +24,7 @@ from calibration.common.files import write_whole
 from calibration.common.progress import StageProgress
 from calibration.drafters.lanes import ModelDrafter
 from calibration.drafters.memory_block import choose_blocks, received_in
-from calibration.models.generate import generate
-from calibration.models.lane import Lane, Window
+from calibration.models.lane import Lane, Window, generate
 from calibration.models.load import Verifier
 from calibration.models.sampling import generator_for
 from calibration.recording.reading import run_lengths

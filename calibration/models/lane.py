@@ -3,6 +3,10 @@
 Rows of a batch advance by different numbers of tokens, so the cache is never cropped. Every column that was fed stays
 in it; ``kept`` says which of them belong to a row's text, the others (padding, rejected drafts) are masked out for
 good, and position ids count kept columns only. A horizon of some hundred tokens makes the holes cheap.
+
+The verifier's own text: batched generation, greedy or sampled.
+
+Rollouts: what a drafter feels along its own draft, also beyond the token where the text leaves it.
 """
 
 from __future__ import annotations
@@ -10,10 +14,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from calibration.common.fetch import Advance
+from calibration.models.sampling import choose, entropy, processed
+from calibration.traces.manifest import DecodingInfo
 
 PIECE = 1024
 """Columns of which only the last logits are wanted are fed in pieces of this many: a mask is n x all columns."""
@@ -201,3 +209,92 @@ def _pad(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool) -> 
         tokens[index, span] = torch.as_tensor(row, dtype=torch.long)
         real[index, span] = True
     return tokens.to(device), real.to(device)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the verifier wrote after one prompt; an end token, if one came, is the last id."""
+
+    ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: DecodingInfo,
+    max_new_tokens: int,
+    end_ids: frozenset[int],
+    generator: torch.Generator,
+    advance: Advance | None = None,
+) -> list[Output]:
+    """Continue every prompt by up to `max_new_tokens` tokens, one forward pass per token for the whole batch.
+
+    `advance` is called with 1 after every token.
+    """
+    tokens, real = pad_left(prompts, model.device)
+    lane = Lane(model, len(prompts))
+    ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=model.device)
+    columns: list[Tensor] = []
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    with torch.inference_mode():
+        logits = lane.feed(tokens, real, last=1)
+        while True:
+            columns.append(choose(logits[:, -1], decoding, generator))
+            if advance:
+                advance(1)
+            done |= torch.isin(columns[-1], ends)
+            if len(columns) == max_new_tokens or bool(done.all()):
+                break
+            logits = lane.feed(columns[-1][:, None])
+    return [cut(row, end_ids) for row in torch.stack(columns, 1).tolist()]
+
+
+def cut(row: list[int], end_ids: frozenset[int]) -> Output:
+    """End a row behind its first end token."""
+    for index, token in enumerate(row):
+        if token in end_ids:
+            return Output(tuple(row[: index + 1]), "stop")
+    return Output(tuple(row), "length")
+
+
+@torch.inference_mode()
+def rollout(
+    lane: Lane,
+    first: Tensor,
+    starts: Tensor,
+    *,
+    origin: int,
+    prompt_tokens: Tensor,
+    steps: int,
+    decoding: DecodingInfo,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let a drafter run freely from many positions of the same text at once; give (tokens, confidence, entropy).
+
+    Each is [rows, starts, steps - 1] and belongs to steps 2 .. `steps`; step 1 is part of the teacher-forced pass,
+    and `first` [rows, starts] are the tokens drafted there. `lane` holds the text's cache with x_i in column
+    ``origin`` + i, and is used up.
+
+    All starts are branches packed into one forward pass per step: a branch from t sees the columns of the prompt
+    and of x_0 .. x_{t-1}, and of the later ones its own tokens alone. This costs ``steps`` - 1 passes in place of
+    starts * (steps - 1), and equals the naive loop but for rounding (a test compares them).
+    """
+    rows, branches = first.shape
+    column = torch.arange(lane.kept.shape[1], device=lane.device)
+    visible = lane.kept[:, None, :] & (column < (origin + starts)[:, None])
+    own = torch.eye(branches, dtype=torch.bool, device=lane.device).expand(rows, -1, -1)
+    token = first
+    tokens, confidences, entropies = [], [], []
+    for step in range(1, steps):
+        visible = torch.cat([visible, own], dim=2)
+        logits = lane.forward(token, prompt_tokens[:, None] + starts + (step - 1), visible)
+        q = processed(logits, decoding)
+        confidences.append(q.amax(-1))
+        entropies.append(entropy(q))
+        token = choose(logits, decoding, generator)
+        tokens.append(token)
+    if not confidences:
+        empty = torch.zeros(rows, branches, 0, device=lane.device)
+        return empty.long(), empty, empty
+    return torch.stack(tokens, -1), torch.stack(confidences, -1), torch.stack(entropies, -1)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from calibration.common.errors import CalibrationError, did_you_mean
-from calibration.common.extras import quiet_transformers, require
+from calibration.common.errors import CalibrationError, did_you_mean, quiet_transformers, require
 from calibration.common.fetch import PUBLISHED, fetch
 from calibration.common.progress import StageProgress
 from calibration.traces.manifest import ModelInfo

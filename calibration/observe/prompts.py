@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from calibration.common.errors import CalibrationError
-from calibration.common.extras import require
+from calibration.common.errors import CalibrationError, require
 from calibration.traces import TraceSet
 
 

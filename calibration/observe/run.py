@@ -15,14 +15,12 @@ from calibration.common.progress import Progress
 from calibration.common.secrets import Secret
 from calibration.common.version import paceline_version
 from calibration.measured import EngineInfo, Manifest, MeasuredRun
-from calibration.measured.manifest import Setting
+from calibration.measured.run import Setting
 from calibration.observe.client import Client
-from calibration.observe.driver import Driver, Served
 from calibration.observe.prometheus import SPECULATION, bare, counter_name, difference, parse_counters
 from calibration.observe.prompts import Prompt
-from calibration.observe.record import notes, request_columns, unknown
-from calibration.observe.server import Endpoint, Server, discover
-from calibration.observe.source import R, Request, Source
+from calibration.observe.record import Driver, Served, notes, request_columns, unknown
+from calibration.observe.server import Endpoint, R, Request, Server, Source, discover
 from calibration.traces.manifest import DeviceInfo
 
 _SETTLE_S = 0.1

@@ -1,17 +1,63 @@
-"""Which server is there: its engine, its models, and which fields of a request it understands."""
+"""Which server is there: its engine, its models, and which fields of a request it understands.
+
+What an observed run asks of a workload: its protocol, stated by its shape.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from calibration.common.errors import CalibrationError, did_you_mean
-from calibration.measured.manifest import EngineInfo, Setting
+from calibration.measured.run import EngineInfo, Setting
 from calibration.observe.answer import AnswerReader
 from calibration.observe.client import Client, RefusedError
 from calibration.observe.prompts import Prompt
+
+
+class Request(Protocol):
+    """One request of a workload; `sequence` is the index of its prompt, `counted` is false for a filler."""
+
+    id: int
+    sequence: int
+    prompt_tokens: int
+    output_tokens: int
+    arrival_s: float
+    counted: bool
+
+
+R = TypeVar("R", bound=Request)
+R_co = TypeVar("R_co", bound=Request, covariant=True)
+
+
+class Source(Protocol[R]):
+    """Where the requests of one repeat come from, which ends when it is `done`; times are seconds from its start.
+
+    An open loop knows every arrival beforehand; in a closed one the next request arrives when one has ended.
+    """
+
+    counted: int
+
+    @property
+    def done(self) -> bool:
+        """Whether every counted request has ended."""
+        ...
+
+    @property
+    def next_arrival_s(self) -> float:
+        """When the next request arrives, if nothing else happens before; infinite where none will."""
+        ...
+
+    def admit(self, now: float, slots: int) -> Sequence[R]:
+        """Take at most `slots` requests that have arrived, oldest first."""
+        ...
+
+    def end(self, request: R, now: float) -> None:
+        """Hear that `request` has ended."""
+        ...
+
 
 Endpoint = Literal["completions", "chat"]
 PATHS: dict[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}

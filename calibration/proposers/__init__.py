@@ -8,13 +8,12 @@ Draft(tokens=(7, 8, 5), parents=None)
 """
 
 from calibration.proposers import draft_trees
-from calibration.proposers.datastore import Datastore
+from calibration.proposers.draft_trees import ProposalRuns, proposals, run_lengths
 from calibration.proposers.lookup import LookupProposer, LookupSettings
 from calibration.proposers.make import Settings, make, maker
 from calibration.proposers.memory import Memory, MemoryProposer, MemorySettings
 from calibration.proposers.protocol import Draft, Proposer
-from calibration.proposers.retrieval import RetrievalProposer, RetrievalSettings
-from calibration.proposers.runs import ProposalRuns, proposals, run_lengths
+from calibration.proposers.retrieval import Datastore, RetrievalProposer, RetrievalSettings
 from calibration.proposers.suffix import Corpus, SuffixProposer, SuffixSettings
 from calibration.proposers.trigram import TrigramCounts, TrigramProposer, TrigramSettings
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from calibration.common.errors import CalibrationError
-from calibration.proposers.datastore import Datastore
 from calibration.proposers.lookup import LookupProposer, LookupSettings
 from calibration.proposers.memory import Memory, MemoryProposer, MemorySettings
 from calibration.proposers.protocol import Proposer
-from calibration.proposers.retrieval import RetrievalProposer, RetrievalSettings
+from calibration.proposers.retrieval import Datastore, RetrievalProposer, RetrievalSettings
 from calibration.proposers.suffix import Corpus, SuffixProposer, SuffixSettings
 from calibration.proposers.trigram import TrigramCounts, TrigramProposer, TrigramSettings
 

@@ -30,8 +30,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.proposers.checks import refuse, whole, within
-from calibration.proposers.protocol import Draft
+from calibration.proposers.protocol import Draft, refuse, whole, within
 
 
 @dataclass(frozen=True)

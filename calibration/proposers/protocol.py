@@ -6,6 +6,8 @@ the proposal at a position is then the one recorded there, and its acceptance, a
 text, is what was recorded too: replay is exact for every schedule, in greedy and in sampled decoding alike. A
 proposer that learns from success therefore asks itself at *every* committed position what it would have proposed, and
 not only where a round happened to begin.
+
+Checks of settings: every fault in one error.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
+
+from calibration.common.errors import CalibrationError
 
 
 class Proposer(Protocol):
@@ -39,3 +43,28 @@ class Draft:
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...] | None = None
+
+
+def refuse(where: str, *rules: tuple[bool, str]) -> None:
+    """Raise one `CalibrationError` that names every broken rule; a rule is (is it kept, what to say where not)."""
+    faults = [text for kept, text in rules if not kept]
+    if faults:
+        raise CalibrationError(f"{where}: {'; '.join(faults)}")
+
+
+def whole(name: str, value: object, low: int = 1) -> tuple[bool, str]:
+    """Give the rule that `value` is an integer of at least `low`."""
+    kept = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return kept, f"{name}: must be an integer >= {low}, got {value!r}"
+
+
+def within(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> tuple[bool, str]:
+    """Give the rule that `value` is a number in [low, high], or in (low, high] with `open_low`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    kept = number and (low < value <= high if open_low else low <= value <= high)  # type: ignore[operator]
+    return kept, f"{name}: must lie in {'(' if open_low else '['}{low:g}, {high:g}], got {value!r}"
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> tuple[bool, str]:
+    """Give the rule that `value` is one of `choices`."""
+    return value in choices, f"{name}: must be one of {', '.join(choices)}, got {value!r}"

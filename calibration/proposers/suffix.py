@@ -23,8 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.common.errors import CalibrationError
-from calibration.proposers.checks import one_of, refuse, whole, within
-from calibration.proposers.protocol import Draft
+from calibration.proposers.protocol import Draft, one_of, refuse, whole, within
 
 _SEPARATOR = -1
 
@@ -136,7 +135,7 @@ class Corpus:
     """The suffix automaton of other texts, with the number of occurrences of every state; fixed, shared by requests.
 
     Building takes some 3 microseconds and half a kilobyte a token: for up to about a million tokens. Larger
-    collections belong into a `calibration.proposers.datastore`.
+    collections belong into a `calibration.proposers.retrieval`.
     """
 
     def __init__(self, sequences: Iterable[Sequence[int]]) -> None:

@@ -32,9 +32,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from calibration.proposers.checks import refuse, whole, within
 from calibration.proposers.draft_trees import breadth_first, cut
-from calibration.proposers.protocol import Draft
+from calibration.proposers.protocol import Draft, refuse, whole, within
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from calibration.models.drafter import Drafter, Opening, Proposal
-from calibration.models.generate import cut
-from calibration.models.lane import Lane, pad_left
+from calibration.models.lane import Lane, cut, pad_left
 from calibration.models.sampling import choose, draw, processed, residual
 from calibration.traces.manifest import DecodingInfo
 

@@ -28,8 +28,7 @@ from calibration.common.errors import CalibrationError
 from calibration.common.fetch import Advance
 from calibration.drafters.lanes import ModelDrafter
 from calibration.models.drafter import Drafter, Drafts, Read, StartDrafter, Tap
-from calibration.models.generate import Output
-from calibration.models.rollouts import rollout
+from calibration.models.lane import Output, rollout
 from calibration.models.sampling import numpy_generator
 from calibration.recording.reading import Reading, Stats, read_together, run_lengths
 from calibration.recording.recorded_drafts import Columns, leading_true, position_columns, rollout_columns

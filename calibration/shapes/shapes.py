@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from calibration.common.errors import CalibrationError, did_you_mean
-from calibration.common.extras import require
+from calibration.common.errors import CalibrationError, did_you_mean, require
 from calibration.traces.manifest import ModelInfo
 
 _TOKENIZERS = {

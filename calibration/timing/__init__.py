@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from calibration.shapes.shapes import SHAPES, Shape, get_shape
     from calibration.timing.cells import StepCell
     from calibration.timing.compose import composed, composing_errors, step_times, to_timings
-    from calibration.timing.gridfile import GridManifest, StepGrid, read_grid
-    from calibration.timing.jobfile import TimingJob, load_timing_job, parse_timing_job
+    from calibration.timing.gridfile import (
+        GridManifest,
+        StepGrid,
+        TimingJob,
+        load_timing_job,
+        parse_timing_job,
+        read_grid,
+    )
     from calibration.timing.run import time_shapes
 
 _HOME = {
@@ -28,13 +34,13 @@ _HOME = {
     "StepCell": "calibration.timing.cells",
     "StepGrid": "calibration.timing.gridfile",
     "TimingGrid": "calibration.drafters.timing",
-    "TimingJob": "calibration.timing.jobfile",
+    "TimingJob": "calibration.timing.gridfile",
     "composed": "calibration.timing.compose",
     "composing_errors": "calibration.timing.compose",
     "get_shape": "calibration.shapes.shapes",
-    "load_timing_job": "calibration.timing.jobfile",
+    "load_timing_job": "calibration.timing.gridfile",
     "measure": "calibration.drafters.timing",
-    "parse_timing_job": "calibration.timing.jobfile",
+    "parse_timing_job": "calibration.timing.gridfile",
     "read_grid": "calibration.timing.gridfile",
     "step_times": "calibration.timing.compose",
     "time_shapes": "calibration.timing.run",

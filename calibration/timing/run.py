@@ -1,34 +1,147 @@
-"""Run a timing job: every cell of its grid on one device, resumable, within a budget, never out of memory."""
+"""Run a timing job: every cell of its grid on one device, resumable, within a budget, never out of memory.
+
+The folder of a timing job in progress: finished cells in numbered parts, each written whole or not at all.
+
+What a step needs of a device's memory, estimated before anything is allocated. No torch needed.
+"""
 
 from __future__ import annotations
 
 import datetime
 import itertools
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.common.errors import CalibrationError
-from calibration.common.extras import require
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from calibration.common.errors import CalibrationError, require
+from calibration.common.files import begin_job
 from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
 from calibration.models.clock import energy_j
 from calibration.models.load import choose_device
-from calibration.shapes.shapes import SHAPES
-from calibration.timing.cells import StepCell, timed_layers
-from calibration.timing.gridfile import GridManifest, MissingCells, StepGrid, cells_of
-from calibration.timing.jobfile import TimingJob
-from calibration.timing.memory import too_large
-from calibration.timing.parts import Parts
+from calibration.shapes.shapes import SHAPES, Shape
+from calibration.timing.cells import StepCell, element_size, layer_bytes, timed_layers
+from calibration.timing.gridfile import TABLES, GridManifest, MissingCells, StepGrid, TimingJob, cells_of, grid_table
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import torch
 
     from calibration.timing.bench import Bench
+
+FLUSH_S = 20.0
+"""Finished cells are written at least this often, so a killed run loses no more than that."""
+
+
+@dataclass
+class Parts:
+    """``<out>.partial/``: what a job has timed so far, with the identity of the job that may go on from it."""
+
+    folder: Path
+    _waiting: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {name: [] for name in TABLES})
+    _written: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(cls, folder: Path, identity: dict[str, Any]) -> Parts:
+        """Open `folder` for the job `identity`, or begin it; `CalibrationError` where another job began it."""
+        begin_job(folder, identity)
+        return cls(folder)
+
+    def add(self, steps: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
+        """Take in the rows of a finished cell; they are written with the next part."""
+        self._waiting["steps"] += steps
+        self._waiting["skipped"] += skipped
+        if time.monotonic() - self._written >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as the next part."""
+        if any(self._waiting.values()):
+            scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=self.folder))
+            try:
+                for name, rows in self._waiting.items():
+                    pq.write_table(grid_table(name, rows), scratch / f"{name}.parquet", compression="zstd")
+                scratch.rename(self.folder / f"part-{len(self._folders()):05d}")
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            self._waiting = {name: [] for name in TABLES}
+        self._written = time.monotonic()
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Give the rows of all written parts, by table."""
+        return {
+            name: pa.concat_tables(
+                [grid_table(name, []), *(pq.read_table(folder / f"{name}.parquet") for folder in self._folders())]
+            )
+            for name in TABLES
+        }
+
+    def cells(self) -> set[StepCell]:
+        """Give the cells of all written parts: timed or skipped."""
+        return {cell for table in self.tables().values() for cell in cells_of(table)}
+
+    def remove(self) -> None:
+        """Delete the folder; the job is complete."""
+        shutil.rmtree(self.folder)
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*"))
+
+
+USABLE = 0.94
+"""Share of the free memory that a step may take; the rest is for the allocator and the libraries' workspaces."""
+
+
+def weight_bytes(shape: Shape, cell: StepCell, layers: int) -> int:
+    """Give the bytes of the weights that a step of `cell` over `layers` decoder layers holds; exact."""
+    outside = 0 if cell.part == "layer" else shape.head_parameters * element_size(cell.dtype)
+    return layers * layer_bytes(shape, cell.dtype) + outside
+
+
+def cache_bytes(shape: Shape, cell: StepCell, layers: int) -> int:
+    """Give the bytes of the KV cache of `cell`, its new tokens included; exact."""
+    slots = cell.batch * (cell.context_tokens + cell.new_tokens)
+    return layers * 2 * slots * shape.kv_width * element_size(cell.dtype)
+
+
+def working_bytes(shape: Shape, cell: StepCell, layers: int) -> int:
+    """Give the bytes of what lives for a step only: activations, tree mask, logits; approximate, from above."""
+    tokens, size = cell.batch * cell.new_tokens, element_size(cell.dtype)
+    total = 4 * tokens * shape.hidden * size
+    if layers:
+        total += tokens * (4 * (shape.query_width + 2 * shape.kv_width) + 4 * shape.intermediate) * size
+        if cell.attention == "tree":
+            rows = cell.new_tokens * shape.heads // shape.kv_heads
+            total += 2 * rows * (cell.context_tokens + cell.new_tokens) * size
+    if cell.part != "layer":
+        scored = cell.batch if cell.operation == "prefill" else tokens
+        total += 2 * scored * shape.vocabulary * size
+    return total
+
+
+def step_bytes(shape: Shape, cell: StepCell, layers: int) -> int:
+    """Give the bytes that a step of `cell` over `layers` decoder layers needs in all."""
+    held = weight_bytes(shape, cell, layers) + cache_bytes(shape, cell, layers)
+    return held + working_bytes(shape, cell, layers)
+
+
+def too_large(shape: Shape, cell: StepCell, layers: int, free_bytes: int | None) -> str | None:
+    """Say why `cell` does not fit `free_bytes`, or None where it does (or where the free memory is not known)."""
+    if free_bytes is None or step_bytes(shape, cell, layers) <= USABLE * free_bytes:
+        return None
+    weights, cache, working = (f(shape, cell, layers) / 2**30 for f in (weight_bytes, cache_bytes, working_bytes))
+    return (
+        f"memory: needs {weights:.2f} GiB of weights + {cache:.2f} of KV cache + {working:.2f} to work, "
+        f"{free_bytes / 2**30:.2f} GiB are free"
+    )
+
 
 Row = dict[str, Any]
 

@@ -6,7 +6,6 @@
 30
 """
 
-from calibration.traces.bundle import bundled, bundled_names, bundled_path
 from calibration.traces.manifest import (
     SCHEMA_VERSION,
     DecodingInfo,
@@ -17,7 +16,7 @@ from calibration.traces.manifest import (
     PromptSource,
 )
 from calibration.traces.schema import TABLES, arrow_schema, make_table
-from calibration.traces.traceset import TraceSet
+from calibration.traces.traceset import TraceSet, bundled, bundled_names, bundled_path
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -1,4 +1,7 @@
-"""A TraceSet: recorded behaviour of one verifier and its drafters, as Parquet files and a manifest."""
+"""A TraceSet: recorded behaviour of one verifier and its drafters, as Parquet files and a manifest.
+
+The TraceSets that come with the package, by name.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.common.checksums import joint_sha256, parse_parquet, read_checked, sha256
-from calibration.common.errors import TraceError
-from calibration.common.files import fresh_folder, write_whole
+from calibration.common.errors import TraceError, did_you_mean
+from calibration.common.files import fresh_folder, joint_sha256, parse_parquet, read_checked, sha256, write_whole
 from calibration.traces.manifest import SCHEMA_VERSION, Manifest, Sealing, TableInfo, parse_manifest, sealings
 from calibration.traces.schema import TABLES, arrow_schema
 from calibration.traces.validate import validate
@@ -211,3 +213,23 @@ def _write_table(table: pa.Table, path: Path) -> TableInfo:
         column_encoding=split or None,
     )
     return TableInfo(rows=table.num_rows, sha256=sha256(path.read_bytes()))
+
+
+_ROOT = Path(__file__).resolve().parent.parent / "bundled"
+
+
+def bundled_names() -> tuple[str, ...]:
+    """Names of the bundled TraceSets, sorted."""
+    return tuple(sorted(path.parent.name for path in _ROOT.glob("*/manifest.json")))
+
+
+def bundled_path(name: str) -> Path:
+    """Folder of the bundled TraceSet `name`; `TraceError` if there is none of that name."""
+    if name not in bundled_names():
+        raise TraceError(f"bundled TraceSet '{name}': not found{did_you_mean(name, bundled_names())}")
+    return _ROOT / name
+
+
+def bundled(name: str) -> TraceSet:
+    """Read the bundled TraceSet `name`."""
+    return TraceSet.read(bundled_path(name))

@@ -14,8 +14,7 @@ from torch import Tensor
 from calibration.models.load import Verifier
 from calibration.models.sampling import processed
 from calibration.traces.manifest import DecodingInfo
-from calibration.trained.batches import Batch, collate
-from calibration.trained.corpus import Text
+from calibration.trained.corpus import Batch, Text, collate
 
 GAMMA = 4
 """Draft length of `Quality.tokens_per_round`."""

@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration.common.errors import CalibrationError
-from calibration.common.extras import require
+from calibration.common.errors import CalibrationError, require
 from calibration.common.files import fresh_folder
 from calibration.models.load import Verifier
 from calibration.traces.manifest import ModelInfo

@@ -24,8 +24,7 @@ from calibration.models.drafter import Drafter, Drafts, Opening, Proposal, Read,
 from calibration.models.lane import pad_left
 from calibration.models.sampling import draw, entropy, processed
 from calibration.traces.manifest import DecodingInfo, DrafterInfo
-from calibration.trained.head_layers import Past
-from calibration.trained.head_networks import Head
+from calibration.trained.heads import Head, Past
 
 CHUNK = 256
 """Starts that draft at once: CHUNK x vocabulary floats per draft."""

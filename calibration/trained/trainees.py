@@ -14,7 +14,7 @@ from torch import Tensor
 from calibration.common.errors import CalibrationError
 from calibration.models.load import Verifier
 from calibration.trained import kangaroo, nested, students
-from calibration.trained.batches import Batch
+from calibration.trained.corpus import Batch
 from calibration.trained.evaluate import body_states, final_states
 from calibration.trained.folder import load_drafter, read_about
 from calibration.trained.shapes import AnyShape, KangarooShape, NestedShape, StudentShape

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from calibration.trained.corpus import Text, corpus_decoding, read_corpus, write_corpus
     from calibration.trained.evaluate import Quality
-    from calibration.trained.settings import TrainSettings
-    from calibration.trained.shapes import KangarooShape, NestedShape, StudentShape
+    from calibration.trained.shapes import KangarooShape, NestedShape, StudentShape, TrainSettings
     from calibration.training.jobfile import DistillJob, load_distill_job, parse_distill_job
     from calibration.training.run import StudentResult, run_distill
     from calibration.training.train import train_student
@@ -26,7 +25,7 @@ _HOME = {
     "StudentResult": "calibration.training.run",
     "StudentShape": "calibration.trained.shapes",
     "Text": "calibration.trained.corpus",
-    "TrainSettings": "calibration.trained.settings",
+    "TrainSettings": "calibration.trained.shapes",
     "corpus_decoding": "calibration.trained.corpus",
     "load_distill_job": "calibration.training.jobfile",
     "parse_distill_job": "calibration.training.jobfile",

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calibration.common.errors import CalibrationError
-from calibration.common.extras import quiet_transformers, require
+from calibration.common.errors import CalibrationError, quiet_transformers, require
 from calibration.common.files import fresh_folder
 from calibration.common.progress import StageProgress
 from calibration.models.load import DeviceChoice, choose_device

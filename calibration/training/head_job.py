@@ -31,9 +31,8 @@ from calibration.common.settings import Count, FromList, Table
 from calibration.common.toml import check, read_toml
 from calibration.models.load import Verifier
 from calibration.traces.manifest import DecodingInfo
-from calibration.trained.head_settings import HeadSettings
-from calibration.trained.head_shape import HeadKind, HeadShape
-from calibration.training.jobtables import Names, TrainingJob, name_faults, overlaid
+from calibration.trained.shapes import HeadKind, HeadSettings, HeadShape
+from calibration.training.jobfile import Names, TrainingJob, name_faults, overlaid
 
 if TYPE_CHECKING:
     from calibration.trained.corpus import Text

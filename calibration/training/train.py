@@ -15,19 +15,16 @@ import numpy as np
 import torch
 
 from calibration.common.progress import StageProgress
-from calibration.models.generate import generate
-from calibration.models.lane import Lane, pad_right
+from calibration.models.lane import Lane, generate, pad_right
 from calibration.models.load import Verifier
 from calibration.models.sampling import generator_for
 from calibration.traces.manifest import DecodingInfo
-from calibration.trained.batches import Batch, collate
-from calibration.trained.corpus import Text
+from calibration.trained.corpus import Batch, Text, collate
 from calibration.trained.evaluate import Quality, evaluate
-from calibration.trained.settings import TrainSettings
-from calibration.trained.shapes import KangarooShape, NestedShape, StudentShape
+from calibration.trained.shapes import KangarooShape, NestedShape, StudentShape, TrainSettings
 from calibration.trained.trainees import make_trainee
 from calibration.training.learner import Learner, training_dtype
-from calibration.training.resumable import ResumableTraining
+from calibration.training.online import ResumableTraining
 
 
 @dataclass(frozen=True)

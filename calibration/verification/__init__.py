@@ -5,7 +5,7 @@ Pure numpy, usable by itself. Rules that verify k drafts at one position share o
 another, over whole rounds (`RoundLaw`). Lossless rules say so in `lossless`; the others are in `lossy`.
 """
 
-from calibration.verification import opt_tree_builder as opt_tree
+from calibration.verification import builders as opt_tree
 from calibration.verification.builders import (
     GrownTree,
     TreeTable,
@@ -14,7 +14,7 @@ from calibration.verification.builders import (
     eagle_tree,
     tree_table,
 )
-from calibration.verification.chains import BlockVerification, TokenLevelChain
+from calibration.verification.chains import BlockVerification, TokenLevel, TokenLevelChain
 from calibration.verification.common import Drafting, Law, Rule, Verdict, residual, total_variation
 from calibration.verification.delayed import (
     DelayedAction,
@@ -35,18 +35,21 @@ from calibration.verification.gumbel import (
     top_k,
     without_replacement_probability,
 )
-from calibration.verification.kseq import KSequential, division_factor
 from calibration.verification.lossy import Judge, Lenient, Thresholds, Typical
 from calibration.verification.naive import Naive
-from calibration.verification.optimal import Coupling, GreedyDrafts, OptimalTransport, optimal_coupling
+from calibration.verification.optimal import (
+    Coupling,
+    GreedyDrafts,
+    KSequential,
+    OptimalTransport,
+    division_factor,
+    optimal_coupling,
+)
 from calibration.verification.race import inclusion_probabilities
-from calibration.verification.recursive import Recursive
+from calibration.verification.recursive import Recursive, TopDown
 from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
-from calibration.verification.shapes import TreeShape
-from calibration.verification.token import TokenLevel
-from calibration.verification.topdown import TopDown
 from calibration.verification.traversal import Traversal
-from calibration.verification.trees import DraftTree
+from calibration.verification.trees import DraftTree, TreeShape
 
 __all__ = [
     "AcceptanceEstimate",

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.common.errors import CalibrationError
+from calibration.verification.chains import TokenLevel
 from calibration.verification.common import Rule
 from calibration.verification.drafting import draft_tuples, drafting_of
 from calibration.verification.gumbel import draw_iid
+from calibration.verification.recursive import law_from_the_root, verify_from_the_root
 from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
-from calibration.verification.token import TokenLevel
-from calibration.verification.topdown import law_from_the_root, verify_from_the_root
 from calibration.verification.trees import DraftTree
 
 __all__ = ["DelayedAction", "DelayedExpansion", "best_action", "draw_delayed_tree", "merge_branches"]

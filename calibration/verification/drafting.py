@@ -12,8 +12,7 @@ from calibration.common.arrays import Floats, Ints
 from calibration.verification.common import Drafting, Rule, distribution, without
 from calibration.verification.gumbel import split_top, top_k
 from calibration.verification.rounds import NextToken
-from calibration.verification.shapes import TreeShape
-from calibration.verification.trees import DraftTree
+from calibration.verification.trees import DraftTree, TreeShape
 
 __all__ = ["draft_tuples", "draw_tree", "enumerate_trees"]
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import CalibrationError
+from calibration.verification.chains import one_draft
 from calibration.verification.common import (
     Drafting,
     Drafts,
@@ -31,7 +32,6 @@ from calibration.verification.common import (
     total_variation,
 )
 from calibration.verification.gumbel import draw_drafts, draw_iid, top_k
-from calibration.verification.token import one_draft
 
 
 class Lossy(Sampled):

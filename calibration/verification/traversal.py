@@ -13,8 +13,7 @@ from calibration.common.errors import CalibrationError
 from calibration.verification.common import Drafting, distribution, draft_tokens, draw, without
 from calibration.verification.drafting import enumerate_trees
 from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
-from calibration.verification.shapes import TreeShape
-from calibration.verification.trees import DraftTree
+from calibration.verification.trees import DraftTree, TreeShape
 
 __all__ = ["Traversal"]
 

@@ -132,7 +132,7 @@ def _judged(findings: TuneFindings) -> str:
 
 def _lines(findings: TuneFindings) -> list[str]:
     """What else there is to know: the oracle, exports, cuts and notes."""
-    from reports.page.evidence import evidence_line
+    from reports.page.document import evidence_line
 
     lines = [_judged(findings)]
     lines += [] if findings.evidence is None else [f"stands on: {evidence_line([('', findings.evidence)])}"]

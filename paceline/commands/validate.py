@@ -40,7 +40,7 @@ def validate(
     from analysis.fidelity.validate import FILES, write
     from analysis.fidelity.validate import validate as compare
     from calibration.common.files import write_whole
-    from reports.page.counted import acceptance_lines
+    from reports.page.text import acceptance_lines
     from reports.writing.markdown import fidelity_markdown, fidelity_page, write_between
     from reports.writing.terminal import acceptance_table, fidelity_table, split_table
     from reports.writing.validation import write_validation

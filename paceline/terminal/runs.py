@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.common.errors import ScenarioError, did_you_mean
 from simulator.experiments.axes import text_of
-from simulator.experiments.estimate import COVERS, Estimate
+from simulator.experiments.replicate import COVERS, Estimate
 from simulator.results.evidence import lowest_told, steps_told, verifier_on
 
 if TYPE_CHECKING:

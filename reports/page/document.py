@@ -1,4 +1,9 @@
-"""The document as data: sections of paragraphs, bullets, tables and figures, handed to the template as JSON."""
+"""The document as data: sections of paragraphs, bullets, tables and figures, handed to the template as JSON.
+
+What one question contributes to a report: its answer, its section, its advice and its limits.
+
+What a report stands on, in words: the grades of acceptance and step times on page one, and what they limit.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from calibration.common.errors import ReportError
+from calibration.traces.grades import GRADE_LIMITS, PER_ROUND, RECORDED, SYNTHESISED, Grade
 from reports.page.drawing import Drawing
+from reports.page.text import breakable, plain
+from simulator.pricing.grades import STEP_GRADES, STEP_LIMITS
+from simulator.results.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -124,3 +133,64 @@ def timestamp(created: str, where: str) -> datetime:
     except ValueError:
         raise ReportError(f"{where}: created must be an ISO 8601 time, got {created!r}") from None
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One question answered.
+
+    ``answer`` goes to the front page (its lead is the question in two or three words), ``blocks`` under ``title``;
+    ``guidelines`` are advice in plain words, ``limits`` what the numbers do not cover. ``drawings`` are the figures
+    that ``blocks`` show, for the files beside the report. ``evidence``: what its numbers stand on, where they are
+    simulated.
+    """
+
+    key: str
+    title: str
+    answer: Paragraph
+    blocks: tuple[Block, ...]
+    drawings: tuple[Drawing, ...]
+    guidelines: tuple[Paragraph, ...] = ()
+    limits: tuple[Paragraph, ...] = ()
+    evidence: Evidence | None = None
+
+
+CLOSING = "No result is better than the lowest grade that it stands on."
+
+
+def evidence_line(given: Sequence[tuple[str, Evidence]]) -> str:
+    """Give the sentence of page one: the grades of each of `given` (name, evidence), equal ones together."""
+    groups: dict[str, list[str]] = {}
+    for name, evidence in given:
+        groups.setdefault(_told(evidence), []).append(name)
+    if not groups:
+        return ""
+    if len(groups) == 1:
+        return f"{next(iter(groups))}. {CLOSING}"
+    return " ".join(f"{plain(', '.join(names))}: {told}." for told, names in groups.items()) + f" {CLOSING}"
+
+
+_MEANING: dict[Grade, str] = {
+    RECORDED: "",
+    PER_ROUND: " (at the draft lengths of the import; at others an estimate)",
+    SYNTHESISED: " (right in mean only, at the draft length counted; intervals do not know how requests differ)",
+}
+
+
+def _told(evidence: Evidence) -> str:
+    priced = "" if evidence.costs_of is None else f", priced as {breakable(evidence.costs_of)}"
+    return (
+        f"acceptance {evidence.acceptance}{_MEANING[evidence.acceptance]}; step times {evidence.steps}{priced}; "
+        f"verifier {breakable(evidence.served)}"
+    )
+
+
+def grade_limits(evidence: Evidence | None) -> tuple[Paragraph, ...]:
+    """Say what the grades of `evidence` do not allow; nothing where it is not known."""
+    if evidence is None:
+        return ()
+    told = [Paragraph(f"Acceptance is {GRADE_LIMITS[evidence.acceptance]}.", lead="Acceptance.")]
+    steps = next((grade for grade in STEP_GRADES if grade == evidence.step_times), None)
+    if steps is not None:
+        told.append(Paragraph(f"Step times are {STEP_LIMITS[steps]}.", lead="Step times."))
+    return tuple(told)

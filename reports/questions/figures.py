@@ -7,8 +7,8 @@ from collections.abc import Callable
 from analysis.speedup.findings import Findings
 from reports.page.drawing import Drawing
 from reports.page.style import styled
-from reports.questions import acceptance_figures as acceptance
-from reports.questions import costs_figures as costs
+from reports.questions import speedup_figures as acceptance
+from reports.questions import speedup_figures as costs
 from reports.questions import speedup_figures as speedup
 
 __all__ = ["Drawing", "draw_all"]

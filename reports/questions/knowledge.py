@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from analysis.knowledge.findings import KnowledgeFindings, PairedRow, RouterValue
-from reports.page.document import Block, Figure, Paragraph, table
-from reports.page.part import Part
+from reports.page.document import Block, Figure, Paragraph, Part, table
 from reports.page.style import styled
 from reports.page.text import breakable, count, estimate, listing, named, percent, short
 from reports.questions.knowledge_figures import costs_label, paired_forest, router_curves, sample_label, transfer_map

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from analysis.speedup.findings import Findings
-from reports.page.document import Figure, Paragraph
-from reports.page.part import Part
+from reports.page.document import Figure, Paragraph, Part
 from reports.page.style import styled
 from reports.questions import speedup_figures as speedup
-from reports.questions.answer import explanation, question, verdict
-from reports.questions.guidelines import study_guidelines
-from reports.questions.study_front import summary
+from reports.questions.answer import explanation, question, study_guidelines, verdict
+from reports.questions.speedup import summary
 
 
 def study_part(findings: Findings, name: str) -> Part:

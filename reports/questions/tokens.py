@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from analysis.common.bootstrap import Estimate
 from analysis.tokens import HazardCurve, HeldOut, Regression, Score, TokenFindings
 from analysis.tokens.heldout import BASE, CONFIDENCE, FOLDS, NEW_DRAFTER, NEW_PROMPT, SEEN_PROMPT
-from reports.page.document import Block, Figure, Paragraph, table
+from reports.page.document import Block, Figure, Paragraph, Part, table
 from reports.page.drawing import Drawing
-from reports.page.part import Part
 from reports.page.style import styled
 from reports.page.text import breakable, count, estimate, listing, short
 from reports.questions.tokens_figures import calibration_figure, hazard_figure, odds_figure, sample_label

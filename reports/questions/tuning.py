@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from analysis.common.bootstrap import Estimate
 from analysis.tuning.findings import Export, Scored, TuneFindings
-from analysis.tuning.intervals import METHOD
-from reports.page.document import Block, Bullets, Figure, Paragraph, table
+from analysis.tuning.halving import METHOD
+from reports.page.document import Block, Bullets, Figure, Paragraph, Part, table
 from reports.page.drawing import Drawing
-from reports.page.part import Part
 from reports.page.style import styled
 from reports.page.text import DASH, breakable, estimate, listing, named, percent, plain
 from reports.questions.tuning_figures import drawings

@@ -15,8 +15,8 @@ from analysis.cascade import CascadeFindings
 from calibration.common.errors import PacelineError, ReportError
 from calibration.common.progress import StageProgress
 from calibration.traces import TraceSet
+from reports.page.document import Part
 from reports.page.inputs import Inputs
-from reports.page.part import Part
 from reports.writing.questions import QUESTIONS, Reply, Step, TraceQuestion
 from simulator.results.result import RunResult
 from simulator.scenario.scenario import Scenario

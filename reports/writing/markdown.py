@@ -6,8 +6,8 @@ from pathlib import Path
 
 from analysis.fidelity.table import Condition, Crossover, Fidelity, Source, errors_of
 from calibration.common.errors import ReportError
-from reports.page.counted import COUNT_HEADER, COUNT_NOTE, SPLIT_HEADER, SPLIT_NOTE, count_cells, split_cells
 from reports.page.errors import SUMMARISED, error_with_spread
+from reports.page.text import COUNT_HEADER, COUNT_NOTE, SPLIT_HEADER, SPLIT_NOTE, count_cells, split_cells
 
 BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
 

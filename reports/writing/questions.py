@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.traces import TraceSet
-from reports.page.part import Part
+from reports.page.document import Part
 
 Step = Callable[[int, int], None]
 Reply = tuple[Part, Any]

@@ -21,7 +21,7 @@ from analysis.speedup.findings import Findings
 from calibration.common.errors import ReportError
 from reports.page.document import Document, timestamp
 from reports.questions.figures import Drawing, draw_all
-from reports.questions.study_sections import compose
+from reports.questions.speedup import compose
 
 if TYPE_CHECKING:
     from reports.writing.collect import Answers

@@ -7,15 +7,24 @@ from dataclasses import replace
 
 from analysis.capacity import CapacityFindings
 from calibration.common.errors import ReportError
-from reports.page.document import Block, Bullets, Document, Figure, Paragraph, Section, timestamp
-from reports.page.evidence import evidence_line, grade_limits
-from reports.page.part import Part
+from reports.page.document import (
+    Block,
+    Bullets,
+    Document,
+    Figure,
+    Paragraph,
+    Part,
+    Section,
+    evidence_line,
+    grade_limits,
+    timestamp,
+)
 from reports.page.text import breakable, count, listing, plain, short
 from reports.questions import answer
+from reports.questions.answer import study_guidelines
 from reports.questions.figures import Drawing
-from reports.questions.guidelines import study_guidelines
-from reports.questions.study_limits import limits
-from reports.questions.study_sections import compose, study_sections
+from reports.questions.limits import limits
+from reports.questions.speedup import compose, study_sections
 from reports.writing.collect import Answers
 
 _LABELS = "[measured] recorded or on an engine   [simulated] served in SimPy   [fitted], [extrapolated], [published]"
@@ -85,7 +94,7 @@ def _study(answers: Answers, parts: Sequence[Part], drawings: Mapping[str, Drawi
 
 
 def _summary(answers: Answers, drawings: Mapping[str, Drawing]) -> tuple[Block, ...]:
-    from reports.questions.study_front import summary
+    from reports.questions.speedup import summary
 
     assert answers.study is not None
     return (summary(answers.study), Figure.of(drawings["speedup-by-batch"]))

@@ -49,7 +49,7 @@ def summary_table(findings: Findings) -> Table:
 
 
 def _evidence(findings: Findings) -> str:
-    from reports.page.evidence import evidence_line
+    from reports.page.document import evidence_line
 
     evidence = findings.provenance.evidence
     return "" if evidence is None else f"Stands on: {evidence_line([('', evidence)])}"
@@ -60,7 +60,7 @@ def acceptance_table(fidelity: Fidelity) -> Table | None:
     from rich.table import Table
     from rich.text import Text
 
-    from reports.page.counted import COUNT_HEADER, count_cells, counted
+    from reports.page.text import COUNT_HEADER, count_cells, counted
 
     rows = counted(fidelity)
     if not rows:
@@ -79,7 +79,7 @@ def split_table(fidelity: Fidelity) -> Table | None:
     from rich.table import Table
     from rich.text import Text
 
-    from reports.page.counted import SPLIT_HEADER, SPLIT_NOTE, split_cells
+    from reports.page.text import SPLIT_HEADER, SPLIT_NOTE, split_cells
 
     if not any(one.split for one in fidelity.conditions):
         return None

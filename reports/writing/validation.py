@@ -6,12 +6,10 @@ import os
 from pathlib import Path
 
 from analysis.fidelity.table import Fidelity, errors_of
-from reports.page.counted import acceptance_sentence, far_off
 from reports.page.document import Document, Figure, timestamp
-from reports.page.text import breakable, listing, plain
-from reports.questions.fidelity import fidelity_answer
+from reports.page.text import acceptance_sentence, breakable, far_off, listing, plain
+from reports.questions.fidelity import fidelity_answer, fidelity_sections
 from reports.questions.fidelity_figures import draw_fidelity
-from reports.questions.fidelity_tables import fidelity_sections
 from reports.writing.report import Place, render, write_files
 
 _MOST_LINES = 4

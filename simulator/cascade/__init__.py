@@ -4,9 +4,9 @@ CascadeScenario -> paths of the items -> Desk -> a Fleet per stage -> CascadeRes
 """
 
 from simulator.cascade.items import ItemTable, read_items
-from simulator.cascade.result import CascadeResult
 from simulator.cascade.run import simulate_cascade
 from simulator.cascade.scenario import CascadeScenario, load_cascade, parse_cascade
+from simulator.cascade.summing import CascadeResult
 
 __all__ = [
     "CascadeResult",

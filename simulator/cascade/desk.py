@@ -14,7 +14,7 @@ from typing import Any
 import simpy
 
 from calibration.common.arrays import Ints
-from simulator.cascade.handover import Transfer
+from simulator.cascade.items import Transfer
 from simulator.serving.fleet import Fleet
 from simulator.workload import Request, Source
 

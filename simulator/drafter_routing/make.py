@@ -1,44 +1,91 @@
-"""From a scenario's ``[routing] drafter`` table to the pieces that one replica needs."""
+"""From a scenario's ``[routing] drafter`` table to the pieces that one replica needs.
+
+Choices made outside: which drafter serves which request, read from a CSV file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, assert_never
 
 import numpy as np
 
-from calibration.common.arrays import Floats, Ints
+from calibration.common.arrays import Floats, Ints, placed_rows, tell
 from calibration.common.errors import ScenarioError, did_you_mean
 from calibration.traces import TraceSet
-from simulator.drafter_routing.assigned import read_assigned
 from simulator.drafter_routing.bandits import (
     KernelUcb,
+    SlidingUcb,
     ThompsonSampling,
     Ucb1,
     default_eta,
     kernel_matrix,
 )
-from simulator.drafter_routing.choice import Choice, Table
-from simulator.drafter_routing.group import Door, Drafters
-from simulator.drafter_routing.hybrid_make import make_round_rule
-from simulator.drafter_routing.hybrid_play import ByRoundRule
+from simulator.drafter_routing.choice import Choice, ManySignals, Table
+from simulator.drafter_routing.group import ByMeanConfidence, ByOracleRound, ByRequest, ByUnion, Door, Drafters
+from simulator.drafter_routing.hybrid import ByRoundRule, make_round_rule
 from simulator.drafter_routing.oracle import BestAlone, Foresight
-from simulator.drafter_routing.play import ByMeanConfidence, ByOracleRound, ByRequest, ByUnion
 from simulator.drafter_routing.prompts import domain_contexts, out_of_fold, prompt_contexts, token_counts
 from simulator.drafter_routing.replay import ManyRuns, must_be_greedy
-from simulator.drafter_routing.signals import ManySignals
-from simulator.drafter_routing.window import SlidingUcb
 from simulator.placement import Placement
 from simulator.playback.recorded import Material
 from simulator.playback.replay import DrawnRuns, Replay, SequenceTable
 from simulator.playback.signals import make_signals
 from simulator.pricing.costs import DraftCost, Prices
 from simulator.scenario import routing as settings
-from simulator.scenario.hybrid import ContextMatch, Forecast
-from simulator.scenario.routing import stopping_faults
+from simulator.scenario.routing import ContextMatch, Forecast, stopping_faults
 from simulator.scenario.scenario import Scenario
 from simulator.stopping import StoppingPolicy, policy_signals
+
+COLUMNS = ("sequence_id", "drafter")
+
+
+def read_assigned(path: Path, drafters: Sequence[str], served: Sequence[str], known: Collection[str]) -> list[int]:
+    """Give the index in `drafters` for each of the `served` sequence ids, by the table at `path`.
+
+    A CSV file with a header and the columns sequence_id and drafter; other columns are ignored, and so are rows of
+    sequences that are `known` but not served. Raises `ScenarioError` with every fault and its place: a column or a
+    served sequence that is missing, a sequence or drafter that there is not, a sequence that stands there twice.
+    """
+    faults: list[str] = []
+    chosen: dict[str, int] = {}
+    for place, row in placed_rows(path, COLUMNS, "routing.drafter.path", faults):
+        faults += _take(row, place, chosen, drafters, known)
+    if not faults:
+        faults = [
+            f"{path}: column 'sequence_id': must have every sequence that is served, lacks '{name}'"
+            for name in served
+            if name not in chosen
+        ]
+    tell(path, faults)
+    return [chosen[name] for name in served]
+
+
+def _take(
+    row: Mapping[str, str | None],
+    place: str,
+    chosen: dict[str, int],
+    drafters: Sequence[str],
+    known: Collection[str],
+) -> list[str]:
+    """Add a row to `chosen`; give what is wrong with it."""
+    sequence, drafter = ((row[column] or "").strip() for column in COLUMNS)
+    faults = []
+    if sequence not in known:
+        close = did_you_mean(sequence, known) if len(known) <= 1000 else ""
+        close = close if "did you mean" in close else ""
+        faults.append(f"{place}: column 'sequence_id': not in the TraceSet, got '{sequence}'{close}")
+    elif sequence in chosen:
+        faults.append(f"{place}: column 'sequence_id': must name each sequence once, got '{sequence}' again")
+    if drafter not in drafters:
+        close = did_you_mean(drafter, drafters)
+        faults.append(f"{place}: column 'drafter': must be one of the drafters, got '{drafter}'{close}")
+    if not faults:
+        chosen[sequence] = drafters.index(drafter)
+    return faults
+
 
 _OPEN_ENDED = 64
 """Drafted tokens that a classifier's labels count at most where the stopping policy knows no longest draft."""

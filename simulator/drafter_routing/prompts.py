@@ -14,7 +14,7 @@ from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.playback.replay import SequenceTable
-from simulator.workload.streams import stream
+from simulator.workload.lengths import stream
 
 
 def token_counts(traces: TraceSet, sequences: SequenceTable, needed_by: str) -> csr_matrix:

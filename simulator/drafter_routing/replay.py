@@ -16,8 +16,7 @@ from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.playback.draft_shapes import DraftShapes
-from simulator.playback.replay import UNLIMITED, RecordedRuns, Replay, SequenceTable, compile_replay
-from simulator.playback.stretches import Stretches
+from simulator.playback.replay import UNLIMITED, RecordedRuns, Replay, SequenceTable, Stretches, compile_replay
 
 
 class ManyRuns:

@@ -22,12 +22,15 @@ from calibration.common.errors import ScenarioError
 from calibration.common.files import fresh_folder
 from calibration.common.progress import Progress
 from calibration.traces import TraceSet
-from simulator.experiments.estimate import CONFIDENCE, Estimate, estimate, metric_names
 from simulator.experiments.pool import retell
 from simulator.experiments.replicate import (
+    CONFIDENCE,
+    Estimate,
     Replications,
     check_number,
+    estimate,
     gather,
+    metric_names,
     replication_seeds,
     runs_table,
     warn_if_certain,

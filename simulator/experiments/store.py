@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.common.checksums import file_sha256, sha256
 from calibration.common.errors import PacelineWarning, ScenarioError
+from calibration.common.files import file_sha256, sha256
 from calibration.common.version import code_sha256
 from calibration.common.version import paceline_version as package_version
 from calibration.traces import TraceSet
 from simulator.scenario.inputs import Known
 from simulator.scenario.scenario import Scenario
 from simulator.scenario.stopping import Plugin
-from simulator.stopping.plugins import plugin_sha256
+from simulator.stopping.make import plugin_sha256
 
 KEYS = "2: code, and the content of all that a scenario names"
 """What keys of cells cover. Cells kept under another are never found again."""

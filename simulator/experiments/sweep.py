@@ -16,9 +16,8 @@ from calibration.common.errors import PacelineError, PacelineWarning, ScenarioEr
 from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator.experiments.axes import SweepPlan, name_of, plan_sweep, text_of
-from simulator.experiments.estimate import Estimate, estimate, metric_names, results_of
 from simulator.experiments.pool import Outcome, retell, run_all
-from simulator.experiments.replicate import runs_table
+from simulator.experiments.replicate import Estimate, estimate, metric_names, results_of, runs_table
 from simulator.experiments.store import Store, StoredCell, cell_key, cell_keys, traces_hash
 from simulator.scenario.loading import name_faults
 from simulator.scenario.scenario import Scenario

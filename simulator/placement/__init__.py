@@ -10,11 +10,9 @@ Policies that weigh time (goodput, budget) price rounds as if they were serial.
 from simulator.placement.asynchronous import Asynchronous
 from simulator.placement.layer_parallel import LayerParallel
 from simulator.placement.make import make_placement, placed_prices, placed_replay
-from simulator.placement.overlapped import Overlapped
-from simulator.placement.remote import Remote
+from simulator.placement.overlapped import Overlapped, Remote
 from simulator.placement.servers import ManyServers
-from simulator.rounds.placement import Placement
-from simulator.rounds.serial import Serial
+from simulator.rounds.protocols import Placement, Serial
 
 __all__ = [
     "Asynchronous",

@@ -8,10 +8,10 @@ import numpy as np
 
 from calibration.common.arrays import Ints
 from calibration.common.errors import CostError
-from simulator.placement.window import compare
+from simulator.placement.overlapped import compare
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
-from simulator.rounds.round import Played, Round
+from simulator.rounds.protocols import Played, Round
 from simulator.stopping import StoppingPolicy, ask
 
 _ROUNDING = 1e-9

@@ -10,8 +10,7 @@ from calibration.common.errors import CostError
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftCost, DraftPerStep, Number, StepCost
 from simulator.pricing.grades import STATED, StepGrade
-from simulator.rounds.round import Played, Round
-from simulator.rounds.serial import Serial
+from simulator.rounds.protocols import Played, Round, Serial
 from simulator.stopping import StoppingPolicy
 
 
@@ -66,7 +65,7 @@ class LayerParallel:
     EasySpec, Wu et al. 2025 (arXiv 2502.02493). A draft step takes ceil(L / N) / L of its time and a
     synchronisation (`GroupedStep`). After a round that drafted, one whole forward of the drafter over the tokens
     emitted repairs its KV cache: a calibration, part of draft_s. Stale inputs cost acceptance: an accepted token is
-    lost with probability d, independently (`simulator.placement.thinning`).
+    lost with probability d, independently (`simulator.placement.overlapped`).
 
     Approximation: thinning stands for a drafter that nobody recorded, step times are assumed proportional to the
     layers run one after another, and the drafter's confidence is that of the unchanged one.

@@ -8,15 +8,12 @@ from calibration.common.errors import ScenarioError
 from calibration.traces import DrafterInfo
 from simulator.placement.asynchronous import Asynchronous
 from simulator.placement.layer_parallel import LayerParallel, grouped_draft
-from simulator.placement.overlapped import Overlapped
-from simulator.placement.remote import Remote
+from simulator.placement.overlapped import Overlapped, Remote, ThinnedRuns
 from simulator.placement.servers import ManyServers
-from simulator.placement.thinning import ThinnedRuns
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
-from simulator.rounds.placement import Placement
-from simulator.rounds.serial import Serial
-from simulator.scenario import placement as settings
+from simulator.rounds.protocols import Placement, Serial
+from simulator.scenario import engine as settings
 from simulator.stopping import StoppingPolicy
 
 

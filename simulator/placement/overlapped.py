@@ -1,14 +1,89 @@
-"""Overlapped placement: PEARL's pre-verify and post-verify."""
+"""Overlapped placement: PEARL's pre-verify and post-verify.
+
+Remote placement: the drafter on another device, behind a link.
+
+The window of unverified tokens that a drafter is ahead by, where it drafts while the verifier verifies.
+
+Thinning: the replay of a drafter whose tokens are lost with some probability, compared with the one recorded.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.common.arrays import Ints
-from simulator.placement.window import compare
-from simulator.playback.replay import Replay
-from simulator.rounds.round import Played, Round
+from simulator.playback.replay import Replay, Stretches, runs_of
+from simulator.rounds.protocols import Played, Round, Serial
 from simulator.stopping import StoppingPolicy, ask
+
+_TOKEN_ID_BYTES = 4
+
+
+class Remote:
+    """Draft there, verify here, in turn: a round takes draft_s + verify_s + round trip + bytes / bandwidth.
+
+    Edge-cloud speculative decoding; with independent acceptance, draft length g and a fast link, the speed-up over
+    none is E[tokens] t_t / (g t_d + t_v + RTT). Drafted tokens cross to the verifier, emitted ones back. Rounds in
+    which no slot drafts do not use the link. Everything else as `Serial`, trees included. The link's time is part of
+    `seconds` and stands in ``extra["link_s"]``.
+
+    Approximation: drafts of a batch travel together, after the last one is complete; the prompt's way to the drafter
+    is not charged (it overlaps with the verifier's prefill).
+    """
+
+    def __init__(self, round_trip_s: float, bytes_per_s: float | None, bytes_per_drafted_token: float) -> None:
+        self._serial = Serial()
+        self._round_trip_s, self._bytes_per_s = round_trip_s, bytes_per_s
+        self._bytes = bytes_per_drafted_token
+
+    def opened(self, slots: Ints) -> None:
+        """Nothing to forget."""
+
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
+        """Play one round."""
+        played = self._serial.play(round_, left, policy, replay)
+        drafted = played.verified_tokens - round_.active
+        if drafted == 0:
+            return played
+        link_s = self._round_trip_s
+        if self._bytes_per_s is not None:
+            link_s += (self._bytes * drafted + _TOKEN_ID_BYTES * int(played.emitted.sum())) / self._bytes_per_s
+        return replace(played, seconds=played.seconds + link_s, extra={**played.extra, "link_s": link_s})
+
+
+class Compared(NamedTuple):
+    """What the end of an overlapped round tells; arrays have shape (active,).
+
+    `compared` drafted tokens met the verifier's choice, `accepted` of them agreed; `pending` tokens are drafted and
+    unverified from now on; `on` says which drafts go on.
+    """
+
+    compared: Ints
+    accepted: Ints
+    emitted: Ints
+    pending: Ints
+    on: NDArray[np.bool_]
+
+
+def compare(pending: Ints, drafted: Ints, run: Ints, left: Ints) -> Compared:
+    """Verify `pending` tokens while `drafted` ones were added behind them.
+
+    The verifier reads the last committed token and the pending ones, and so knows the token behind each of them. That
+    behind the last is the first of `drafted`, if there is one: it is compared as well. All agreed: the draft goes on,
+    and its other new tokens are pending. Else the first that disagreed is replaced and the rest is void. `run`: how
+    many drafted tokens agree from the committed position on, for a draft that goes on as for a new one: exact for
+    drafters that see tokens alone.
+    """
+    fresh = drafted > 0
+    compared = pending + fresh
+    accepted = np.minimum(run, compared)
+    on = fresh & (accepted == compared)
+    emitted = np.minimum(np.minimum(run, pending) + 1, left)
+    return Compared(compared, accepted, emitted, np.where(on, drafted - 1, 0), on)
 
 
 class Overlapped:
@@ -54,3 +129,53 @@ class Overlapped:
         extra = {"drafted_ahead": float(drafted.sum())}
         seconds = max(draft_s, verify_s)
         return Played(end.compared, end.accepted, end.emitted, draft_s, verify_s, seconds, tokens, extra)
+
+
+THINNING = 7001
+"""Stream of the luck of thinning, next to the seed and the request."""
+
+
+class ThinnedRuns:
+    """Accepts every token that `whole` accepts with probability 1 - `drop`, independently.
+
+    Acceptance a becomes a (1 - drop). One number is drawn for each output token of a request; it depends on seed and
+    request alone, so that all policies share their luck. Runs of neighbouring positions agree on it: a lost token
+    ends every run that reaches it. An approximation of a drafter that was not recorded.
+
+    `lengths`: output tokens of each recorded sequence.
+    """
+
+    def __init__(self, whole: Replay, lengths: tuple[int, ...], drop: float, seed: int) -> None:
+        self.whole = whole
+        self.shapes = whole.shapes
+        self._lengths, self._drop, self._seed = lengths, drop, seed
+        self._room = Stretches(0)
+        self._start: dict[int, int] = {}
+        self._cursor = np.zeros(0, dtype=np.int64)
+        self.run_length = np.zeros(0, dtype=np.int64)
+        self.proposal_length = None if whole.proposal_length is None else np.zeros(0, dtype=np.int64)
+
+    def open(self, sequence: int, request: int, output_tokens: int | None = None) -> int:
+        """Draw what `request` loses into a stretch of its own."""
+        length = output_tokens or self._lengths[sequence]
+        first = self.whole.open(sequence, request, output_tokens)
+        start = self._room.take(length)
+        self._start[start] = first
+        kept = np.random.default_rng([self._seed, THINNING, request]).random(length) >= self._drop
+        here, there = slice(start, start + length), slice(first, first + length)
+        self.run_length, self._cursor = self._room.fit(self.run_length), self._room.fit(self._cursor)
+        self.run_length[here] = np.minimum(self.whole.run_length[there], runs_of(kept))
+        self._cursor[here] = np.arange(first, first + length)
+        if self.proposal_length is not None and self.whole.proposal_length is not None:
+            self.proposal_length = self._room.fit(self.proposal_length)
+            self.proposal_length[here] = self.whole.proposal_length[there]
+        return start
+
+    def close(self, start: int) -> None:
+        """Take the stretch back."""
+        self.whole.close(self._start.pop(start))
+        self._room.give(start)
+
+    def positions(self, cursors: Ints) -> Ints:
+        """Give the recorded positions that answer at `cursors`."""
+        return self.whole.positions(self._cursor[cursors])

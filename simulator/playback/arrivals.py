@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from calibration.common.arrays import placed_rows, tell
 from calibration.common.errors import ScenarioError
-from calibration.common.rows import placed_rows, tell
 from simulator.playback.replay import SequenceTable
 
 COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")

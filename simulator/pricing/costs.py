@@ -14,7 +14,7 @@ import numpy as np
 from calibration.common.arrays import Floats, Ints
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.pricing.grades import STATED, StepGrade, lowest_step_grade
-from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, PromptTokens
+from simulator.pricing.observed import ObservedPrefill, ObservedStep, PromptTokens
 from simulator.pricing.roofline import RooflineStep
 
 Number = float | Floats | Ints

@@ -19,9 +19,8 @@ from simulator.pricing.costs import (
     StepCost,
 )
 from simulator.pricing.fitted import fit_step
-from simulator.pricing.observed import fit_observed
+from simulator.pricing.observed import ObservedPrefill, PromptTokens, fit_observed
 from simulator.pricing.observed_drafting import Drafting, Verified, fit_drafting
-from simulator.pricing.observed_prices import ObservedPrefill, PromptTokens
 from simulator.pricing.roofline import Operation, RooflineStep, roofline_step
 from simulator.pricing.steps import EngineSteps, read_steps
 from simulator.scenario.costs import Roofline

@@ -25,22 +25,146 @@ step f goes on with the steeper of its last and its mean slope. Every coefficien
 
 Coefficients minimise squared relative errors over shapes of steps, each with the mean of its seconds (throughputs add
 up means) and the weight n / (n + 25) for n steps: a single step scatters about five times as much as the form errs.
+
+Prices of steps as an engine itself took them; `simulator.pricing.observed` says how they are fitted.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from calibration.common.arrays import Floats, Mask
 from calibration.common.errors import CostError, did_you_mean
-from simulator.pricing.fitness import Fitness, fitness, left_out
-from simulator.pricing.fitted import Curve, Range, curve_of, hinges, solve
-from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep, pairs
+from simulator.pricing.fitted import Curve, CurveStep, Fitness, Range, curve_of, fitness, hinges, left_out, solve
+from simulator.pricing.grades import OBSERVED, StepGrade
 from simulator.pricing.steps import EngineSteps, Shapes, family_keys, numbered, rows_of, tidied
+
+
+@dataclass(frozen=True)
+class ObservedStep(CurveStep):
+    """Seconds of the decode or verify steps of an engine, or of the steps of a drafter in it."""
+
+    runs: tuple[str, ...]
+    fitness: Fitness
+    assumed: tuple[str, ...] = ()
+    change_s: float = 0.0
+    """What a step takes longer that computes another number of tokens than the one before."""
+    further_s: float = 0.0
+    """What each further token of a sequence takes beyond what one of another sequence takes."""
+
+    def step_seconds(self, batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
+        """Give seconds; arguments broadcast. Both token counts are sums over the batch."""
+        seconds = super().step_seconds(batch, new_tokens, context_tokens)
+        return seconds + self.further_s * (new_tokens - batch) if self.further_s else seconds
+
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return "fitted to steps of an engine"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return OBSERVED
+
+    def describe(self) -> dict[str, Any]:
+        """Give where the price comes from, how well it tells these steps, and what it assumes."""
+        low, high, batch, context = self.range
+        measured_range = {
+            "batch": [1, int(batch)],
+            "new_tokens_in_batch": [int(low), int(high)],
+            "context_tokens_per_sequence": [0, int(context)],
+        }
+        told = {"kind": "observed", "model": self.model, "operation": self.operation, "runs": list(self.runs)}
+        change = {name: value for name in ("change_s", "further_s") if (value := getattr(self, name))}
+        assumed = {"assumed": list(self.assumed)} if self.assumed else {}
+        return told | self.fitness.describe() | change | {"measured_range": measured_range} | assumed
+
+
+@dataclass(frozen=True)
+class ObservedPrefill(ObservedStep):
+    """Seconds of steps that prefill prompts, alone or beside tokens that decode."""
+
+    pair_s: float = 0.0
+    beside_s: float = 0.0
+    mixed: Fitness | None = None
+
+    def step_seconds(self, batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
+        """Give seconds; arguments broadcast. Both token counts are sums over the batch."""
+        return super().step_seconds(batch, new_tokens, 0) + self.pair_s * pairs(batch, new_tokens, context_tokens)
+
+    def added_seconds(self, batch: int, new_tokens: int, context_tokens: int, beside_tokens: int) -> float:
+        """Give what prefilling adds to a step that computes `beside_tokens` of others anyway."""
+        joint = super().step_seconds(batch + 1, beside_tokens + new_tokens, 0)
+        attention = self.pair_s * pairs(batch, new_tokens, context_tokens)
+        return max(float(joint + attention - super().step_seconds(1, beside_tokens, 0)) + self.beside_s, 0.0)
+
+    def describe(self) -> dict[str, Any]:
+        """Give where the price comes from, that of mixed steps too."""
+        mixed = {} if self.mixed is None else {"mixed": {**self.mixed.describe(), "beside_s": self.beside_s}}
+        return super().describe() | mixed
+
+
+@dataclass(frozen=True)
+class ObservedRound:
+    """Seconds that drafting adds to a round: round_s + step_s D / b + token_s D, for D drafted tokens of b sequences.
+
+    For engines that do not tell their drafters' steps: what the steps of `runs` took beyond the verifier's price.
+    """
+
+    model: str
+    runs: tuple[str, ...]
+    round_s: float = 0.0
+    step_s: float = 0.0
+    token_s: float = 0.0
+    rounds: int = 0
+
+    def step_seconds(self, batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
+        """Give seconds; arguments broadcast. `new_tokens` are the drafted ones, a sum over the batch."""
+        return self.round_s + self.step_s * new_tokens / batch + self.token_s * new_tokens + 0 * context_tokens
+
+    def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
+        """Never: the verifier's step of the same round says it."""
+        return False
+
+    @property
+    def rests_on(self) -> str:
+        """What its seconds rest on."""
+        return "fitted to steps of an engine"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return OBSERVED
+
+    def describe(self) -> dict[str, Any]:
+        """Give the constants and where they come from."""
+        why = "what rounds took beyond the verifier's price" if self.rounds else "no step of these runs drafted"
+        constants = {"round_s": self.round_s, "step_s": self.step_s, "token_s": self.token_s}
+        told = {"kind": "observed", "model": self.model, "operation": "draft", "runs": list(self.runs)}
+        return told | {"rounds": self.rounds, **constants, "assumed": [f"no draft steps are told: {why}"]}
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """What a drafter adds to prefill, `token_s` a prompt token, where an engine does not tell its steps."""
+
+    token_s: float
+
+    def step_seconds(self, batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
+        """Give seconds; arguments broadcast. `new_tokens` is a sum over the batch."""
+        return self.token_s * new_tokens
+
+
+def pairs(batch: Any, new_tokens: Any, context_tokens: Any) -> Any:
+    """Give how many pairs of tokens attend to each other in `batch` prompts of equal length; arguments broadcast."""
+    return new_tokens * (new_tokens / 2 + context_tokens) / batch
+
 
 TRUSTED_STEPS = 25.0
 """Steps from which on the mean of a shape scatters less than the form of the fit errs."""

@@ -13,8 +13,15 @@ import pyarrow.compute as pc
 from calibration.common.arrays import Floats
 from calibration.common.errors import CostError
 from simulator.pricing.fitted import digits, solve
-from simulator.pricing.observed import fit_observed, price_rows, weights_of
-from simulator.pricing.observed_prices import ObservedPrefill, ObservedRound, ObservedStep, PromptTokens
+from simulator.pricing.observed import (
+    ObservedPrefill,
+    ObservedRound,
+    ObservedStep,
+    PromptTokens,
+    fit_observed,
+    price_rows,
+    weights_of,
+)
 from simulator.pricing.steps import EngineSteps, Shapes, rows_of, tidied
 
 

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from calibration.common.arrays import Floats, Ints
-from calibration.common.checksums import folder_sha256
 from calibration.common.errors import CostError, TraceError
+from calibration.common.files import folder_sha256
 from calibration.measured import Manifest, MeasuredRun
 from calibration.measured.run import FILES, MARKER
 
@@ -70,7 +70,7 @@ class Shapes:
 class EngineSteps:
     """The steps of measured runs of one engine; `names` are those of their folders.
 
-    `table` has the columns of `calibration.measured.schema.STEPS` and `run`, the index of the run of each step. Two
+    `table` has the columns of `calibration.measured.run.STEPS` and `run`, the index of the run of each step. Two
     are equal where they were read from the same `places` (folder, sha256 of its files).
     """
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calibration.measured.manifest import parse_manifest
-from calibration.measured.run import MARKER
+from calibration.measured.run import MARKER, parse_manifest
 from calibration.traces import Manifest
 from calibration.traces.grades import Grade, acceptance_grade, lowest_grade, replay_exactness, told_grade
 from simulator.hardware.devices import get_device

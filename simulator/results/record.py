@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from calibration.common.arrays import Floats, Ints
 from simulator.playback.replay import SequenceTable
-from simulator.results.measure import Window
+from simulator.results.result import Window
 from simulator.rounds.log import PREFILL, Counters, RunLog
 
 KINDS = ("prefill", "decode", "mixed")

@@ -1,21 +1,147 @@
-"""RunResult: what a simulation gives, in memory and as a folder of files."""
+"""RunResult: what a simulation gives, in memory and as a folder of files.
+
+The stretch of a run that is measured: warm-up removal.
+
+A run that starts empty (or with a burst) is not in its steady state at first, and what ends then would bias means and
+tails. The first requests *in order of their ends* are left out; throughputs are counted from the end of the last one
+left out. Time shares, acceptance counts and the tables of a run always cover the whole of it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import tomllib
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.common.checksums import file_sha256, sha256
-from calibration.common.errors import ScenarioError
-from calibration.common.files import fresh_folder
-from simulator.scenario.scenario import Scenario
+from calibration.common.arrays import Floats, Ints
+from calibration.common.errors import ConvergenceWarning, ScenarioError
+from calibration.common.files import file_sha256, fresh_folder, sha256
+from simulator.scenario.scenario import Measurement, Scenario
+from simulator.scenario.workload import ClosedLoop, Workload
+
+BATCH = 5
+"""Requests in a batch of MSER-5."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is measured: counted requests that ended after `began_s`, until `ended_s`, the last of their ends.
+
+    `removed` counted requests ended before. Without a ``[measure]`` section everything is measured, from the first
+    arrival on, and `method` is None.
+    """
+
+    request_ids: Ints
+    began_s: float
+    ended_s: float
+    removed: int
+    method: str | None
+    warmup_s: float = 0.0
+
+    def keeps(self, request_ids: Ints) -> Any:
+        """Give a mask: which requests are measured."""
+        return np.isin(request_ids, self.request_ids)
+
+    def describe(self) -> dict[str, Any]:
+        """Give what was left out, for the summary; nothing where everything is measured."""
+        if self.method is None:
+            return {}
+        return {
+            "warmup_method": self.method,
+            "warmup_requests_removed": self.removed,
+            "warmup_removed_s": self.warmup_s,
+        }
+
+
+def measured_window(measure: Measurement | None, requests: pa.Table) -> Window:
+    """Give the part of `requests` (the table of a run) that `measure` keeps.
+
+    Raises `ScenarioError` where nothing would be left; warns with `ConvergenceWarning` where MSER-5 finds its
+    minimum only at the middle of the run, the last place it may look at.
+    """
+    counted = requests.filter(requests["counted"])
+    ids, arrival, finish = (counted[name].to_numpy() for name in ("request_id", "arrival_s", "finish_s"))
+    first, last = float(arrival.min()), float(finish.max())
+    if measure is None:
+        return Window(ids, first, last, 0, None)
+    order = np.lexsort((ids, finish))
+    ends = finish[order]
+    method, place, began = "requests", "warmup_requests", first
+    if measure.warmup_s is not None:
+        method, place, began = "seconds", "warmup_s", first + measure.warmup_s
+        removed = int(np.searchsorted(ends, began, side="right"))
+    elif measure.warmup_requests is not None:
+        removed = measure.warmup_requests
+    else:
+        method, place = "MSER-5", "warmup"
+        removed = _automatic((finish - arrival)[order])
+    if method != "seconds" and 0 < removed <= len(ends):
+        began = float(ends[removed - 1])
+    if removed >= len(ends) or last <= began:
+        given = getattr(measure, place)
+        raise ScenarioError(
+            f"scenario: measure.{place}: must leave some of the {len(ends)} counted requests, which end within "
+            f"{last - first:.6g} s, got {given!r}"
+        )
+    return Window(ids[order][removed:], began, last, removed, method, began - first)
+
+
+def without_startup(load: Workload, window: Window, requests: pa.Table) -> tuple[Window, dict[str, int]]:
+    """Give what latencies are measured over, and for the summary how many requests of the start-up they leave out.
+
+    The first request of each client of a closed loop meets an engine that is filling up. It is left out where as many
+    others are measured, unless the scenario includes the start-up, chooses what is measured itself, or stands for an
+    engine in full swing. Nothing is left out of an open loop, and nothing said.
+    """
+    if not isinstance(load, ClosedLoop) or load.include_startup or load.in_full_swing or window.method is not None:
+        return window, {}
+    first = window.request_ids < load.concurrency
+    left = int(np.count_nonzero(first))
+    if len(first) - left < left:
+        return window, {"startup_requests": 0}
+    return replace(window, request_ids=window.request_ids[~first]), {"startup_requests": left}
+
+
+def _automatic(latency: Floats) -> int:
+    if len(latency) < 2 * BATCH:
+        raise ScenarioError(
+            f"scenario: measure.warmup: 'auto' needs at least {2 * BATCH} counted requests, got {len(latency)}"
+        )
+    removed = mser(latency)
+    if removed == len(latency) // BATCH // 2 * BATCH:
+        warnings.warn(
+            f"measure.warmup: MSER-5 finds no steady state in the first half of {len(latency)} requests and left out "
+            "all of that half; simulate more requests, or see whether the load is above what the engine can serve",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return removed
+
+
+def mser(values: Floats, batch: int = BATCH) -> int:
+    """Give how many of the first `values` to leave out, by MSER with batches of `batch` (5: MSER-5).
+
+    With batch means z_1 .. z_n, leaving out the first d of them has the score
+    sum_{j>d} (z_j - mean of those)^2 / (n - d)^2, the squared standard error of what is left; the least score wins,
+    d at most n/2. White 1997, "An effective truncation heuristic for bias reduction in simulation output"; batches
+    of five: White, Cobb and Spratt 2000. A heuristic: it says where truncation costs more precision than it removes
+    bias, not that the rest is stationary.
+    """
+    batches = len(values) // batch
+    means = values[: batches * batch].reshape(batches, batch).mean(axis=1)
+    means = means - means.mean()  # the sums below would lose digits to a large mean
+    left = batches - np.arange(batches // 2 + 1)
+    total, squares = (np.cumsum(z[::-1])[::-1][: len(left)] for z in (means, means**2))
+    return int(np.argmin((squares - total**2 / left) / left**2)) * batch
+
 
 SUMMARY = "summary.json"
 FILES = ("scenario.toml", SUMMARY, "requests.parquet", "iterations.parquet")

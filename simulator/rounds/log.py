@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.common.arrays import Ints
-from simulator.rounds.round import Played
+from simulator.rounds.protocols import Played
 
 _BLOCK = 1 << 15
 """Accepted lengths that are counted at once."""

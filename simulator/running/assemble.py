@@ -9,9 +9,9 @@ import simpy
 
 from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
+from simulator.drafter_routing.choice import ManySignals
 from simulator.drafter_routing.make import Routed, drafter_rule, in_memory, route, slots_ahead
 from simulator.drafter_routing.replay import ManyRuns, compile_drafters
-from simulator.drafter_routing.signals import ManySignals
 from simulator.placement import Placement, make_placement, placed_prices, placed_replay
 from simulator.placement.make import acceptance_drop
 from simulator.playback.replay import Replay, SequenceTable, compile_replay
@@ -23,14 +23,11 @@ from simulator.scenario.engine import BLOCK_SIZE, EngineKeys, EngineSettings
 from simulator.scenario.fleet import RoundRobin
 from simulator.scenario.scenario import Replica, Scenario, TraceSource
 from simulator.scenario.workload import block_tokens
-from simulator.serving.batching import make_order
 from simulator.serving.engine import Engine
-from simulator.serving.fleet import Fleet
-from simulator.serving.job import Job
-from simulator.serving.kv import chain
-from simulator.serving.memory import Drafter, block_bytes, num_blocks
-from simulator.serving.replica_routing import make_replica_policy
-from simulator.serving.scheduler import Limits
+from simulator.serving.fleet import Fleet, make_replica_policy
+from simulator.serving.kv import Drafter, block_bytes, chain, num_blocks
+from simulator.serving.scheduler import Limits, make_order
+from simulator.serving.slots import Job
 from simulator.stopping import Material, StoppingPolicy, make_policy, policy_signals
 from simulator.workload import Source
 

@@ -16,8 +16,7 @@ from calibration.traces import Manifest, TraceSet, bundled
 from simulator.drafter_routing.make import drafter_names, is_drawn, routing_summary
 from simulator.placement.make import placement_provenance
 from simulator.playback.replay import SequenceTable, select_sequences
-from simulator.pricing.energy import joules
-from simulator.pricing.power import modelled_joules
+from simulator.pricing.power import joules, modelled_joules
 from simulator.results import metrics
 from simulator.results.evidence import Evidence, graded, replayed, served
 from simulator.results.record import Record, iterations_table, requests_table

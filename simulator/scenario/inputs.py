@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, PrivateAttr
 
-from calibration.common.checksums import file_sha256, folder_sha256
+from calibration.common.files import file_sha256, folder_sha256
 from calibration.common.settings import Table
 from calibration.common.toml_writing import dumps
 from calibration.measured.run import FILES as RUN_FILES

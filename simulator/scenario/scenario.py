@@ -10,14 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from calibration.common.settings import Count, Positive, Seconds, Table
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.scenario.costs import Roofline
-from simulator.scenario.engine import EngineKeys, EngineSettings, engine_faults
+from simulator.scenario.engine import EngineKeys, EngineSettings, Placement, engine_faults
 from simulator.scenario.fleet import Batching, Outages, Routing, fleet_faults
 from simulator.scenario.inputs import BundledTraces, Placed, RunFolder, TraceFolder
-from simulator.scenario.placement import Placement
 from simulator.scenario.routing import routes_drafters
 from simulator.scenario.stopping import NoSpeculation, Stopping, spelled_out
-from simulator.scenario.workload import Workload
-from simulator.scenario.workload_rules import workload_faults
+from simulator.scenario.workload import Workload, workload_faults
 
 
 class TraceSource(Table):
@@ -106,7 +104,7 @@ class Measurement(Table):
     """What is left out of latencies and throughputs because the engine was still filling up; choose one key.
 
     `warmup_requests`: the first so many requests that end. `warmup_s`: those that end in the first so many seconds
-    after the first arrival. ``warmup = "auto"``: as many as MSER-5 says (see `simulator.results.measure`).
+    after the first arrival. ``warmup = "auto"``: as many as MSER-5 says (see `simulator.results.result`).
     """
 
     warmup_requests: Annotated[int, Field(ge=0)] | None = None

@@ -19,10 +19,9 @@ from simulator.placement import Placement, Serial
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import Prices
 from simulator.rounds.log import DECODE, MIXED, PREFILL, RunLog
-from simulator.rounds.round import Played, Round, Signals
-from simulator.serving.job import Job
+from simulator.rounds.protocols import Played, Round, Signals
 from simulator.serving.scheduler import Chunk, Limits, Plan, Scheduler
-from simulator.serving.slots import ACCEPTED, CONTEXT, CURSOR, DRAFTED, LEFT, POSITION, SLOT
+from simulator.serving.slots import ACCEPTED, CONTEXT, CURSOR, DRAFTED, LEFT, POSITION, SLOT, Job
 from simulator.stopping import StoppingPolicy
 
 

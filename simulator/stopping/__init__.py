@@ -2,14 +2,13 @@
 
 One module for each family. A policy sees only what an engine would know at that moment; an oracle says that it is
 one. Each says in its docstring where it comes from and how exact its replay is. Those of third parties are found
-through entry points: see `simulator.stopping.plugins`.
+through entry points: see `simulator.stopping.make`.
 """
 
 from simulator.playback.recorded import Material
-from simulator.rounds.policy import OraclePolicy, Policy, StoppingPolicy, ask
-from simulator.stopping.fixed import ByBatch, Fixed
+from simulator.rounds.protocols import OraclePolicy, Policy, StoppingPolicy, ask
+from simulator.stopping.lengths import ByBatch, Fixed, Oracle, OracleCost
 from simulator.stopping.make import make_policy, policy_signals
-from simulator.stopping.oracle import Oracle, OracleCost
 
 __all__ = [
     "ByBatch",

@@ -10,8 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from calibration.common.arrays import Floats, Ints
-from simulator.rounds.policy import Policy, first_stop
-from simulator.rounds.round import Played, Round, Signals
+from simulator.rounds.protocols import Played, Policy, Round, Signals, first_stop
 
 
 class AcceptanceSignals(Signals, Protocol):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.common.arrays import Floats, Ints
-from simulator.rounds.forecast import even_seconds
-from simulator.rounds.policy import Policy
-from simulator.rounds.round import Played, Round
+from simulator.rounds.protocols import Played, Policy, Round, even_seconds
 
 _PRIOR_TOKENS = 5.0
 """Weight of the start value of an acceptance rate, in compared tokens."""

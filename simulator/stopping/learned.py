@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.common.arrays import Floats, Ints
-from simulator.rounds.forecast import draft_seconds, even_seconds, verify_seconds
-from simulator.rounds.policy import Policy
-from simulator.rounds.round import Played, Round, Signals
+from simulator.rounds.protocols import Played, Policy, Round, Signals, draft_seconds, even_seconds, verify_seconds
 from simulator.stopping.goodput import expected_tokens
 
 _AHEAD = 3
@@ -40,8 +38,8 @@ class Learned(Policy):
 
     What it reads, all of it known to an engine at that moment: confidence and entropy of the steps drafted; the
     request's acceptance so far; whether the text's end occurred before, and how the drafter fared there (see
-    `simulator.stopping.recall`). The forecasts are logistic, each sequence's fitted to other sequences
-    (`simulator.stopping.outlook`). As exact as the signals; all that is drafted is verified.
+    `simulator.stopping.learned_signals`). The forecasts are logistic, each sequence's fitted to other sequences
+    (`simulator.stopping.learned_signals`). As exact as the signals; all that is drafted is verified.
     """
 
     needs_signals = True

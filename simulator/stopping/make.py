@@ -1,31 +1,153 @@
-"""From a scenario's ``[stopping]`` table to a policy and the signals that it reads."""
+"""From a scenario's ``[stopping]`` table to a policy and the signals that it reads.
+
+Stopping policies of third parties, found through entry points and checked in every round.
+"""
 
 from __future__ import annotations
 
-from typing import assert_never
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, assert_never
 
 import numpy as np
 
-from calibration.common.errors import ReplayError
+from calibration.common.arrays import Ints
+from calibration.common.errors import ReplayError, ScenarioError, did_you_mean
+from calibration.common.files import joint_sha256
+from calibration.common.version import package_files
 from simulator.playback.recorded import Material
 from simulator.playback.replay import Replay
 from simulator.playback.signals import RecordedSignals, make_signals
-from simulator.rounds.policy import StoppingPolicy
+from simulator.rounds.protocols import OraclePolicy, Played, Policy, Round, StoppingPolicy
 from simulator.scenario import stopping as settings
-from simulator.stopping.budget import Budget
+from simulator.stopping.budget import AdaptiveSteps, Budget
 from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
-from simulator.stopping.fixed import ByBatch, Fixed
 from simulator.stopping.goodput import Goodput, PerRequest
-from simulator.stopping.heuristic import Heuristic
 from simulator.stopping.learned import Learned
-from simulator.stopping.moving_average import AdaptiveSteps
-from simulator.stopping.oracle import Oracle, OracleCost
-from simulator.stopping.outlook import make_outlook
-from simulator.stopping.plugins import plugin_policy
-from simulator.stopping.tree import TreeDraft
-from simulator.trees.dynamic_tree import dynamic_tree
-from simulator.trees.sequoia import tree_table
-from simulator.trees.trees import Tree, TreeShape, rank_frequencies, static_tree
+from simulator.stopping.learned_signals import make_outlook
+from simulator.stopping.lengths import ByBatch, Fixed, Heuristic, Oracle, OracleCost, TreeDraft
+from simulator.trees.trees import Tree, TreeShape, dynamic_tree, rank_frequencies, static_tree, tree_table
+
+GROUP = "paceline.stopping"
+"""The entry point group."""
+_UNSEEN = uuid.uuid4().hex
+
+
+def plugin_policy(name: str, settings: Mapping[str, Any], max_num_seqs: int) -> StoppingPolicy:
+    """Give the policy that the entry point `name` of group ``paceline.stopping`` makes.
+
+    The entry point is a callable (settings, max_num_seqs) -> policy, most simply a subclass of
+    `simulator.stopping.Policy`. It must have ``draft_tokens`` and ``longest_draft``; what else a policy has is taken
+    from `Policy` where it is missing. One that knows the future derives from `simulator.stopping.OraclePolicy`.
+
+    Raises `ScenarioError` where there is none of that name, where it does not take the settings (TypeError,
+    ValueError, KeyError), where what it gives is not a policy, and, while it serves, where it reads what no engine
+    knows or gives what are not draft lengths.
+    """
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in known:
+        raise ScenarioError(
+            f"stopping.policy: no entry point of group '{GROUP}' is called '{name}'{did_you_mean(name, known)}"
+        )
+    try:
+        policy = known[name].load()(dict(settings), max_num_seqs)
+    except (TypeError, ValueError, KeyError) as fault:
+        raise ScenarioError(f"stopping.settings: plugin '{name}' does not take them ({fault})") from fault
+    if isinstance(policy, OraclePolicy):
+        return _CheckedOracle(name, policy)
+    lacking = [part for part in ("draft_tokens", "longest_draft") if not hasattr(policy, part)]
+    if lacking:
+        raise ScenarioError(
+            f"stopping.policy: what plugin '{name}' makes must be a stopping policy; it has no {', '.join(lacking)}"
+        )
+    longest = policy.longest_draft
+    if not isinstance(longest, int | np.integer) or isinstance(longest, bool) or longest < 0:
+        raise ScenarioError(
+            f"stopping.policy: longest_draft of plugin '{name}' must be a whole number >= 0, the most it ever asks "
+            f"for, got {longest!r}"
+        )
+    return _Checked(name, policy)
+
+
+class _Checked(Policy):
+    """A policy from outside: what it lacks is taken from `Policy`, and what it gives is checked."""
+
+    def __init__(self, name: str, policy: Any) -> None:
+        self._name, self._policy = name, policy
+        for part in (part for part in Policy.__annotations__ if hasattr(policy, part)):
+            setattr(self, part, getattr(policy, part))
+        for part in ("opened", "observe"):
+            if hasattr(policy, part):
+                setattr(self, part, getattr(policy, part))
+
+    def draft_tokens(self, round_: Round) -> Ints:
+        """Ask the policy."""
+        try:
+            asked = self._policy.draft_tokens(round_)
+        except AttributeError as fault:
+            if fault.obj is not round_:
+                raise
+            known = ", ".join(Round.__slots__)
+            raise ScenarioError(
+                f"stopping.policy: plugin '{self._name}' reads '{fault.name}' of a round, which holds what an engine "
+                f"knows: {known}; a policy that knows the future derives from simulator.stopping.OraclePolicy"
+            ) from fault
+        return _lengths(self._name, asked, round_, self.longest_draft)
+
+
+class _CheckedOracle(OraclePolicy):
+    """An oracle from outside."""
+
+    def __init__(self, name: str, policy: OraclePolicy) -> None:
+        self._name, self._policy = name, policy
+        for part in Policy.__annotations__:
+            setattr(self, part, getattr(policy, part))
+
+    def opened(self, slots: Ints) -> None:
+        """Tell the policy."""
+        self._policy.opened(slots)
+
+    def observe(self, round_: Round, played: Played) -> None:
+        """Tell the policy."""
+        self._policy.observe(round_, played)
+
+    def foreseen_tokens(self, round_: Round, run_length: Ints) -> Ints:
+        """Ask the policy."""
+        asked = _lengths(self._name, self._policy.foreseen_tokens(round_, run_length), round_, self.longest_draft)
+        # Without a longest draft, memory is reserved for what will be accepted: more cannot be verified.
+        if self.longest_draft is None and bool((asked > run_length).any()):
+            raise ScenarioError(
+                f"stopping.policy: plugin '{self._name}' must ask for no more than will be accepted, or say its "
+                f"longest_draft, got {int((asked - run_length).max())} too many"
+            )
+        return asked
+
+
+def _lengths(name: str, asked: Any, round_: Round, longest: int | None) -> Ints:
+    """Give `asked` if it is a draft length for every active slot; `ScenarioError` that names the contract if not."""
+    rule = f"stopping.policy: plugin '{name}' must give draft lengths as an integer array of shape ({round_.active},)"
+    if not isinstance(asked, np.ndarray) or asked.dtype.kind not in "iu" or asked.shape != (round_.active,):
+        shown = f"{asked.dtype} of shape {asked.shape}" if isinstance(asked, np.ndarray) else type(asked).__name__
+        raise ScenarioError(f"{rule}, got {shown}")
+    if round_.active and (asked.min() < 0 or (longest is not None and asked.max() > longest)):
+        most = "" if longest is None else f" and at most its longest_draft of {longest}"
+        worst = asked.min() if asked.min() < 0 else asked.max()
+        raise ScenarioError(f"{rule}, all >= 0{most}, got {worst}")
+    return asked.astype(np.int64, copy=False)
+
+
+def plugin_sha256(name: str) -> str:
+    """Give the sha256 of the code behind the entry point `name`: every file of the package that it comes from.
+
+    A plug-in whose code cannot be seen has another one in every process, so that nothing kept of it is used again.
+    """
+    found: dict[str, str] = {}
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            found |= {"point": point.value} | package_files(point.module.partition(".")[0])
+    return joint_sha256(found) if len(found) > 1 else _UNSEEN
+
 
 _RANKS = 16
 """Ranks that a Sequoia tree may use where no acceptance vector is given."""

@@ -6,9 +6,8 @@ The engine asks a source for the requests that may start now; the source decides
     binding (turns, lengths, classes) -> Bindings ─┴-> OpenSource | ClosedSource
 """
 
-from simulator.workload.closed import ClosedSource
+from simulator.workload.closed import ClosedSource, OpenSource
 from simulator.workload.make import make_source
-from simulator.workload.open import OpenSource
 from simulator.workload.request import Request, Source
 
 __all__ = ["ClosedSource", "OpenSource", "Request", "Source", "make_source"]

@@ -1,7 +1,12 @@
-"""What is known of an open loop before requests are bound to recordings."""
+"""What is known of an open loop before requests are bound to recordings.
+
+Arrival processes: times in seconds, sorted, from a law and a generator. All exact in distribution.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,3 +81,85 @@ class Arrivals:
 
 def _before(duration_s: float | None) -> str:
     return f" before duration_s = {duration_s:g}, got none" if duration_s is not None else ", got none"
+
+
+Gaps = Callable[[int], Floats]
+"""Draws so many gaps; drawing twice is like drawing once."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where arrivals end: after `number` of them, or before `until_s`, whichever comes first."""
+
+    number: int | None = None
+    until_s: float = math.inf
+
+
+def cumulate(gaps: Gaps, mean: float, limits: Limits) -> Floats:
+    """Give the times that `gaps` (of the mean `mean`) lead to, from the first gap after 0 on."""
+
+    def block(left: float) -> int:
+        enough = 16 + int(1.1 * left / mean) if left < math.inf else math.inf
+        return int(min(enough, math.inf if limits.number is None else limits.number))
+
+    drawn = gaps(block(limits.until_s))
+    times = np.cumsum(drawn)
+    while times[-1] < limits.until_s and (limits.number is None or len(times) < limits.number):
+        drawn = np.concatenate((drawn, gaps(block(limits.until_s - float(times[-1])))))
+        times = np.cumsum(drawn)
+    times = times[: limits.number]
+    return times[times < limits.until_s]
+
+
+def poisson(rate_rps: float, limits: Limits, rng: np.random.Generator) -> Floats:
+    """Give Poisson arrivals: independent exponential gaps."""
+    return cumulate(lambda number: rng.exponential(1 / rate_rps, number), 1 / rate_rps, limits)
+
+
+def gamma(rate_rps: float, cv: float, limits: Limits, rng: np.random.Generator) -> Floats:
+    """Give a renewal process with gamma gaps of shape 1 / cv^2, the first gap included; cv = 1 is Poisson."""
+    shape = 1 / cv**2
+    return cumulate(lambda number: rng.gamma(shape, cv**2 / rate_rps, number), 1 / rate_rps, limits)
+
+
+class PiecewiseRate:
+    """A rate that is constant between instants: (start_s, rate_rps) pairs, the last one for ever or until `repeat_s`.
+
+    `mass` is its integral L(t), the arrivals expected until t; `when` is the inverse.
+    """
+
+    def __init__(self, rates: Sequence[tuple[float, float]], repeat_s: float | None = None) -> None:
+        self._starts, self._rates = (np.array(column, dtype=np.float64) for column in zip(*rates, strict=True))
+        self._masses = np.concatenate(([0.0], np.cumsum(np.diff(self._starts) * self._rates[:-1])))
+        self._repeat_s = repeat_s
+        self._period = math.inf
+        if repeat_s is not None:
+            self._period = float(self._masses[-1] + (repeat_s - self._starts[-1]) * self._rates[-1])
+
+    def mass(self, time_s: float) -> float:
+        """Give L(time_s)."""
+        if time_s == math.inf:
+            return math.inf
+        periods, rest = divmod(time_s, self._repeat_s) if self._repeat_s is not None else (0.0, time_s)
+        i = int(np.searchsorted(self._starts, rest, side="right")) - 1
+        here = float(self._masses[i] + (rest - self._starts[i]) * self._rates[i])
+        return here if periods == 0 else periods * self._period + here
+
+    def when(self, mass: Floats) -> Floats:
+        """Give the times at which L reaches `mass`; no time with a rate of zero is ever given."""
+        periods, rest = np.zeros_like(mass), mass
+        if self._repeat_s is not None:
+            periods, rest = np.divmod(mass, self._period)
+        # Where the rate is zero two masses are equal: take the later start.
+        i = np.searchsorted(self._masses, rest, side="right") - 1
+        times = self._starts[i] + (rest - self._masses[i]) / self._rates[i]
+        return times if self._repeat_s is None else times + periods * self._repeat_s
+
+
+def piecewise(rate: PiecewiseRate, limits: Limits, rng: np.random.Generator) -> Floats:
+    """Give an inhomogeneous Poisson process by time rescaling: the unit-rate process mapped through 1 / L.
+
+    Cinlar 1975: N is Poisson with rate r(t) iff its times, mapped by L(t) = integral of r, are Poisson with rate 1.
+    """
+    within = Limits(limits.number, rate.mass(limits.until_s))
+    return rate.when(cumulate(lambda number: rng.exponential(1.0, number), 1.0, within))

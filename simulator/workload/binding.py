@@ -14,8 +14,7 @@ from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ScenarioError, did_you_mean
 from simulator.playback.replay import SequenceTable
 from simulator.scenario.workload import Bound, Order, ServiceClass
-from simulator.workload.lengths import make_lengths
-from simulator.workload.streams import CLASSES, MIX, ORDER, stream
+from simulator.workload.lengths import CLASSES, MIX, ORDER, make_lengths, stream
 
 
 def serving_order(number: int, order: Order, rng: np.random.Generator) -> Iterator[int]:

@@ -1,8 +1,15 @@
-"""Token counts of prompts and outputs that do not come with the arrivals."""
+"""Token counts of prompts and outputs that do not come with the arrivals.
+
+Streams of random numbers of a workload, next to the seed: what one stream is used for never shifts another.
+
+The k-th draw of a stream belongs to the k-th request (of a client, where clients have streams of their own), so the
+workload is the same for every policy and for any number of workers.
+"""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +26,16 @@ from simulator.scenario.workload import (
     SampledLengths,
 )
 from simulator.workload.files import CsvColumns
-from simulator.workload.streams import LENGTHS, stream
+
+ORDER, ARRIVALS, MIX, LENGTHS, THINK, CLASSES = 1, 2, 3, 4, 5, 6
+
+
+def stream(seed: int, *key: int | str) -> np.random.Generator:
+    """Give the generator of `seed` for the stream `key`; words stand for their CRC-32."""
+    return np.random.default_rng(
+        [seed, *(part if isinstance(part, int) else zlib.crc32(part.encode()) for part in key)]
+    )
+
 
 Draw = Callable[[int], Ints | None]
 """Gives so many token counts, or None where they are as recorded; drawing twice is like drawing once."""

@@ -24,16 +24,13 @@ from simulator.scenario.workload import (
     PoissonArrivals,
     TraceArrivals,
 )
-from simulator.workload.arrivals import Arrivals
+from simulator.workload.arrivals import Arrivals, Limits, PiecewiseRate, gamma, piecewise, poisson
 from simulator.workload.binding import Binder, Bindings
-from simulator.workload.client_files import provenance, read_clients
-from simulator.workload.clients import superpose
-from simulator.workload.closed import ClosedSource
+from simulator.workload.clients import provenance, read_clients, superpose
+from simulator.workload.closed import ClosedSource, OpenSource
 from simulator.workload.formats import read_trace
-from simulator.workload.open import OpenSource
-from simulator.workload.processes import Limits, PiecewiseRate, gamma, piecewise, poisson
+from simulator.workload.lengths import ARRIVALS, stream
 from simulator.workload.request import Source
-from simulator.workload.streams import ARRIVALS, stream
 
 
 def make_source(scenario: Scenario, sequences: SequenceTable) -> Source:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 class Request:
     """One request. `sequence` is its index among the sequences served; `counted` is false for a filler.
 
-    Submitted at `arrival_s`; what becomes of it then, the engine remembers (`simulator.serving.job`).
+    Submitted at `arrival_s`; what becomes of it then, the engine remembers (`simulator.serving.slots`).
     """
 
     id: int
@@ -31,9 +31,9 @@ class Request:
     tokens in the block and in all before it."""
     prefix_block_tokens: int = 0
     resampled_tokens: int = 0
-    """Output tokens beyond its recording, continued by resampled blocks (`simulator.playback.blocks`)."""
+    """Output tokens beyond its recording, continued by resampled blocks (`simulator.playback.replay`)."""
     carried_tokens: int = 0
-    """Tokens of the beginning of its prompt whose keys and values come with it (`simulator.cascade.handover`)."""
+    """Tokens of the beginning of its prompt whose keys and values come with it (`simulator.cascade.items`)."""
 
     @property
     def resampled(self) -> bool:

@@ -13,8 +13,7 @@ from scipy.optimize import brentq
 
 from analysis.capacity import CapacityFindings, Objective, plan_capacity
 from analysis.capacity.load import at_rate, devices_per_replica, plain, saturated
-from analysis.capacity.summary import needed
-from analysis.capacity.sustain import probe
+from analysis.capacity.sustain import needed, probe
 from analysis.common.bootstrap import Estimate
 from analysis.common.records import from_json, to_json
 from calibration.common.errors import ScenarioError

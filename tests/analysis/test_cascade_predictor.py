@@ -7,11 +7,10 @@ import pytest
 from cascade_made import table_of
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from analysis.cascade.cells import fit_cells
 from analysis.cascade.crossfit import crossfit, split
-from analysis.cascade.features import features
-from analysis.cascade.predictor import KINDS, Kind, calibrate, fit_predictor
+from analysis.cascade.predictor import KINDS, Kind, calibrate, features, fit_predictor
 from analysis.cascade.scores import calibration_error, error_by_chance, score
+from analysis.cascade.table import fit_cells
 from analysis.common.bootstrap import ClusterBootstrap
 from analysis.common.records import from_json, to_json
 

@@ -14,15 +14,14 @@ from cascade_made import graded_by_difficulty, table_of, two_valued
 from analysis.cascade import CascadeFindings, QualityTable, bundled_tables, read_quality_table, study_cascade
 from analysis.cascade.crossfit import crossfit, fit
 from analysis.cascade.curves import evaluate
-from analysis.cascade.export import frontier_csv
-from analysis.cascade.features import features
 from analysis.cascade.findings import Headline
-from analysis.cascade.headline import find_headline
 from analysis.cascade.policies import choices, outcome, sets_needed
-from analysis.cascade.rule import CascadeRule, fit_rule
-from analysis.cascade.rules import Choice, information_sets, learn
+from analysis.cascade.predictor import features
+from analysis.cascade.reading import frontier_csv
+from analysis.cascade.rules import CascadeRule, Choice, fit_rule, information_sets, learn
+from analysis.cascade.scores import Together
 from analysis.cascade.stopping import sequential_nodes, solve
-from analysis.cascade.together import Together
+from analysis.cascade.study import find_headline
 from analysis.common.bootstrap import ClusterBootstrap
 from analysis.common.records import from_json, to_json
 from calibration.common.errors import ConvergenceWarning, ReplayError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.knowledge.paired import FLIPS, flip_test, holm
+from analysis.knowledge.compare import FLIPS, flip_test, holm
 
 
 def sums(accepted: list[float], rounds: list[float] | None = None) -> np.ndarray:

@@ -20,8 +20,7 @@ from analysis.speedup.grid import CellRun
 from analysis.speedup.schedule import crossovers, schedules
 from analysis.speedup.speedup import best_length, compare_lengths
 from analysis.speedup.study import _answer
-from reports.questions.answer import verdict
-from reports.questions.guidelines import study_guidelines
+from reports.questions.answer import study_guidelines, verdict
 
 DRAFTERS = tuple("abcdef")
 LENGTHS = (1, 2, 3, 4, 6, 8)

@@ -23,14 +23,15 @@ from analysis.routing.compare import (
     ORACLES,
     Contest,
     alike,
+    bandits,
     bounds_together,
     judged_batches,
+    play,
     policy_rows,
     verdict,
     write_assigned,
 )
 from analysis.routing.findings import RoutingFindings
-from analysis.routing.play import bandits, play
 from analysis.routing.public import mixed_traffic, published_prices
 from analysis.routing.served import RequestTable, Server, cheap_prices, own_prices
 from analysis.routing.study import RoutingSettings, study_routing

@@ -8,9 +8,8 @@ from request_tables import PRICES, table_of
 from several import several
 
 from analysis.routing.classifier import Guesses
-from analysis.routing.drift import UNSEEN, drift, widest_phases
-from analysis.routing.online import online
-from analysis.routing.play import over_orders
+from analysis.routing.compare import over_orders
+from analysis.routing.drift import UNSEEN, drift, online, widest_phases
 
 TABLE = table_of({"chat": (3.0, 1.0), "code": (1.0, 2.0)}, 20)
 

@@ -18,7 +18,7 @@ from analysis.size.family import family_by_size, made_shape, shape_of
 from analysis.size.findings import Extrapolation, SizeCurve
 from analysis.size.measured import OwnLaw, study_family
 from analysis.size.playback import Prices, Requests, drafted_seconds, plain_seconds, played
-from analysis.size.prices import RECORDED
+from analysis.size.settings import RECORDED
 from analysis.size.words import common_region, discrepancy_words, existing_words
 from analysis.speedup.grid import Cell, run_cell
 from calibration.common.errors import CostError, ReplayError, ScenarioError

@@ -25,7 +25,7 @@ from analysis.tokens import (
     study_tokens,
     token_rows,
 )
-from analysis.tokens.frailty import frailty_trend
+from analysis.tokens.hazard import frailty_trend
 from analysis.tokens.heldout import BASE, CONFIDENCE, NEW_PROMPT, SEEN_PROMPT
 from calibration.common.errors import ConvergenceWarning, ReportError
 from calibration.importers import import_specdecode_bench

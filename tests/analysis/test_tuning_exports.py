@@ -20,11 +20,19 @@ from analysis.tuning.engine_schemas import (
     TensorrtOptions,
     VllmSpeculativeConfig,
 )
-from analysis.tuning.engine_setting import Setting, Words, setting_of
-from analysis.tuning.export import check_exports, export, parse_models
-from analysis.tuning.export_sglang import ADAPTIVE, sglang
-from analysis.tuning.export_tensorrt_llm import FILE, tensorrt_llm
-from analysis.tuning.export_vllm import vllm
+from analysis.tuning.export import (
+    ADAPTIVE,
+    FILE,
+    Setting,
+    Words,
+    check_exports,
+    export,
+    parse_models,
+    setting_of,
+    sglang,
+    tensorrt_llm,
+    vllm,
+)
 from analysis.tuning.findings import Scored
 from calibration.common.errors import ExportError, ScenarioError
 from calibration.traces.manifest import DrafterInfo

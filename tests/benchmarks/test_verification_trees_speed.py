@@ -13,14 +13,14 @@ import pytest
 from enumeration import random_pair
 
 from calibration.verification import KSequential, Recursive, residual
-from calibration.verification import opt_tree_builder as opt_tree
+from calibration.verification import builders as opt_tree
 from calibration.verification.builders import eagle_tree, tree_table
 from calibration.verification.chains import BlockVerification, TokenLevelChain
 from calibration.verification.delayed import DelayedAction, DelayedExpansion, draw_delayed_tree
 from calibration.verification.drafting import draw_tree
-from calibration.verification.shapes import TreeShape
-from calibration.verification.topdown import TopDown
+from calibration.verification.recursive import TopDown
 from calibration.verification.traversal import Traversal
+from calibration.verification.trees import TreeShape
 
 V = 150_000
 MOST_SECONDS_A_NODE = 0.05

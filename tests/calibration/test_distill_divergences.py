@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
 
 from calibration.common.errors import CalibrationError
-from calibration.training.divergences import (
+from calibration.training.learner import (
     divergence,
     forward_kl,
     jensen_shannon,

@@ -17,13 +17,11 @@ from calibration.common.errors import CalibrationError
 from calibration.drafters import Distilled, build_drafter
 from calibration.trained.corpus import corpus_decoding
 from calibration.trained.evaluate import evaluate, rounds_by_position
-from calibration.trained.settings import TrainSettings
-from calibration.trained.shapes import StudentShape
+from calibration.trained.shapes import StudentShape, TrainSettings
 from calibration.trained.trainees import load_trained
 from calibration.training.jobfile import OnlineTable, load_distill_job, parse_distill_job
-from calibration.training.material import gather
 from calibration.training.online import Buffer, Served, make_stream, rejected, serve, shifts
-from calibration.training.run import curve_texts, distill_all, run_distill
+from calibration.training.run import curve_texts, distill_all, gather, run_distill
 from calibration.training.train import train_student
 
 JOB = """

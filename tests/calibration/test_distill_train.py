@@ -14,16 +14,12 @@ from tiny import tiny_verifier
 import calibration.training.learner as learner_module
 from calibration.common.errors import CalibrationError
 from calibration.models.sampling import distribution, generator_for
-from calibration.trained.batches import collate, epoch_order, frequent_tokens
-from calibration.trained.corpus import corpus_decoding
+from calibration.trained.corpus import collate, corpus_decoding, epoch_order, frequent_tokens
 from calibration.trained.evaluate import evaluate, final_states, rounds_by_position
-from calibration.trained.settings import TrainSettings
-from calibration.trained.shapes import KangarooShape, NestedShape, StudentShape
+from calibration.trained.shapes import KangarooShape, NestedShape, StudentShape, TrainSettings
 from calibration.trained.students import build_student
 from calibration.trained.trainees import load_trained
-from calibration.training.divergences import divergence, forward_kl
-from calibration.training.learner import Learner
-from calibration.training.loss_head import LossHead
+from calibration.training.learner import Learner, LossHead, divergence, forward_kl
 from calibration.training.train import Training, train_student
 
 FAST = TrainSettings(tokens=3000, batch_tokens=128, learning_rate=1e-2, curve_tokens=1000, checkpoint_tokens=800)

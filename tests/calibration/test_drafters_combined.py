@@ -30,7 +30,7 @@ from calibration.drafters.lanes import ModelDrafter, ModelSide
 from calibration.models.load import Verifier
 from calibration.models.sampling import distribution, generator_for
 from calibration.proposers import make
-from calibration.proposers.ngram import NgramIndex
+from calibration.proposers.lookup import NgramIndex
 
 LOOKUP, DEPTH = PromptLookup(ngram_max=2), 5
 TREES = Trigram(nodes=14, branching=3, max_draft_tokens=DEPTH)

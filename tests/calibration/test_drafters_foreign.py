@@ -19,9 +19,8 @@ from tokens import LINES, byte_tokenizer, mark_tokenizer, tokens_verifier
 from calibration.common.errors import CalibrationError
 from calibration.common.vocabularies import Correspondence, Vocabulary, readable
 from calibration.drafters.foreign import Foreign
-from calibration.drafters.foreign_drafting import ForeignDrafter
-from calibration.drafters.translation import NgramTranslation, TextTranslation
-from calibration.models.generate import generate
+from calibration.drafters.foreign_drafting import ForeignDrafter, NgramTranslation, TextTranslation
+from calibration.models.lane import generate
 from calibration.models.load import make_verifier
 from calibration.models.sampling import distribution, generator_for
 from calibration.traces.manifest import DrafterInfo

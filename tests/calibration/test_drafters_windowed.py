@@ -17,8 +17,7 @@ from calibration.common.errors import CalibrationError
 from calibration.drafters import EarlyExit, Windowed, build_drafter
 from calibration.drafters.memory_block import BLOCK, attention_received, choose_blocks
 from calibration.jobs.long_context import WindowChoice, long_prompt, save_windows, window_study
-from calibration.models.generate import generate
-from calibration.models.lane import Lane, pad_left
+from calibration.models.lane import Lane, generate, pad_left
 from calibration.models.sampling import generator_for, processed
 from calibration.recording.reading import run_lengths
 

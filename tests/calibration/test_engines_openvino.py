@@ -28,7 +28,7 @@ from calibration.importers.measured_run import TokenDrafter, import_measured_run
 from calibration.measured import MeasuredRun
 from calibration.observe.prompts import Prompt
 from calibration.proposers import LookupSettings
-from calibration.proposers.ngram import NgramIndex
+from calibration.proposers.lookup import NgramIndex
 
 # --- Scheduling, by hand.
 

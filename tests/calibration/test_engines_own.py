@@ -14,10 +14,10 @@ from tiny import random_prompts, tiny_llama, tiny_tokenizer, tiny_verifier
 from calibration.common.errors import CalibrationError
 from calibration.drafters import Distilled, EarlyExit, Standalone, Trigram, Windowed, build_drafter, parse_drafter
 from calibration.drafters.standalone import standalone_drafter
+from calibration.engines.own.drafting import DraftLengths
 from calibration.engines.own.engine import OwnEngine
-from calibration.engines.own.lengths import DraftLengths
 from calibration.engines.protocol import EngineRequest
-from calibration.models.generate import generate
+from calibration.models.lane import generate
 from calibration.models.load import make_verifier
 from calibration.models.sampling import generator_for
 from calibration.recording.live import Round
@@ -329,7 +329,7 @@ def test_drafters_and_models_that_the_engine_does_not_run_are_refused(tiny):
 
 
 def test_draft_lengths_by_batch_size_are_those_of_the_policy():
-    from simulator.stopping.fixed import ByBatch
+    from simulator.stopping.lengths import ByBatch
 
     table = [(1, 2, 5), (3, 6, 0), (7, 8, 2)]
     policy = ByBatch(table, 12)

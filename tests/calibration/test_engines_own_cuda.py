@@ -16,7 +16,7 @@ from calibration.engines.own.decoder import Decoder
 from calibration.engines.own.drafting import Stopwatch
 from calibration.engines.own.engine import OwnEngine
 from calibration.engines.protocol import EngineRequest
-from calibration.models.generate import generate
+from calibration.models.lane import generate
 from calibration.models.sampling import generator_for
 from calibration.timing import SHAPES
 

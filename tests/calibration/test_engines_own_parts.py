@@ -10,8 +10,7 @@ from tiny import random_prompts, tiny_llama
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from calibration.engines.own.batch import Span
-from calibration.engines.own.blocks import BlockTables, Rows
-from calibration.engines.own.cache import make_cache
+from calibration.engines.own.cache import BlockTables, Rows, make_cache
 from calibration.engines.own.decoder import Decoder
 from calibration.timing import SHAPES
 

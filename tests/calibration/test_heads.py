@@ -18,13 +18,12 @@ import calibration.recording.live as live
 import calibration.trained.head_drafting as drafting
 from calibration.common.errors import CalibrationError
 from calibration.models.drafter import Read
-from calibration.models.generate import generate
+from calibration.models.lane import generate
 from calibration.models.sampling import distribution, generator_for
 from calibration.recording.live import speculate
 from calibration.recording.record import Request, record
 from calibration.traces import DecodingInfo
-from calibration.trained.head_settings import HeadSettings
-from calibration.trained.head_shape import HeadShape
+from calibration.trained.shapes import HeadSettings, HeadShape
 from calibration.training.head_check import check_depths
 from calibration.training.head_train import train_head
 

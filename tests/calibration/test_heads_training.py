@@ -22,13 +22,10 @@ from calibration.traces import DecodingInfo
 from calibration.trained.corpus import write_corpus
 from calibration.trained.evaluate import expected_rounds
 from calibration.trained.folder import read_about
-from calibration.trained.head_networks import fresh_head
-from calibration.trained.head_settings import HeadSettings
-from calibration.trained.head_shape import HeadShape
-from calibration.training.head_batches import PairReader
-from calibration.training.head_evaluate import evaluate_head
+from calibration.trained.heads import fresh_head
+from calibration.trained.shapes import HeadSettings, HeadShape
 from calibration.training.head_job import load_heads_job, parse_heads_job, run_heads
-from calibration.training.head_train import HeadTraining, train_head
+from calibration.training.head_train import HeadTraining, PairReader, evaluate_head, train_head
 
 CPU = torch.device("cpu")
 GREEDY = DecodingInfo(mode="greedy")

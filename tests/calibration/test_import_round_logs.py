@@ -12,7 +12,7 @@ from shared_data import shared_data
 from calibration.common.errors import TraceError
 from calibration.importers.hsd import import_hsd, read_hsd
 from calibration.importers.ltd import import_ltd, read_ltd
-from calibration.importers.round_log import read_columns
+from calibration.importers.rounds import read_columns
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
 

@@ -26,7 +26,7 @@ from calibration.importers.aggregates import (
 )
 from calibration.importers.origin import Origin
 from calibration.importers.spec_totals import totals_of
-from calibration.importers.vllm_counters import import_vllm_counters, import_vllm_log
+from calibration.importers.vllm import import_vllm_counters, import_vllm_log
 from calibration.observe.prometheus import parse_counters
 from calibration.traces import TraceSet
 from simulator import simulate

@@ -15,7 +15,7 @@ from shared_data import shared_data
 from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin
 from calibration.importers.rounds import Tally, depth_rates, drafts_for, fill, rounds_of
-from calibration.importers.vllm_requests import import_vllm_requests
+from calibration.importers.vllm import import_vllm_requests
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 

@@ -14,7 +14,7 @@ from tiny import random_prompts, tiny_verifier
 import calibration.recording.live as live
 from calibration.drafters import build_drafter, parse_drafter
 from calibration.models.drafter import Proposal
-from calibration.models.generate import generate
+from calibration.models.lane import generate
 from calibration.models.sampling import distribution, generator_for
 from calibration.recording.live import leading, speculate, verify
 from calibration.recording.reading import read_together

@@ -9,8 +9,7 @@ import pytest
 import torch
 from tiny import save_tiny, tiny_llama
 
-from calibration.common.errors import CalibrationError, MissingExtraError
-from calibration.common.extras import require
+from calibration.common.errors import CalibrationError, MissingExtraError, require
 from calibration.drafters import submodel
 from calibration.models.load import choose_device, choose_dtype, describe, load_verifier, make_verifier
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.proposers.ngram import NgramIndex, lookup_runs
+from calibration.proposers.lookup import NgramIndex, lookup_runs
 
 TOKENS = st.lists(st.integers(0, 3), max_size=30)
 

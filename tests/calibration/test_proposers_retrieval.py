@@ -13,7 +13,7 @@ from proposers_drawn import CORPUS, TEXT, paths
 
 from calibration.common.errors import CalibrationError
 from calibration.proposers import Datastore, RetrievalProposer, RetrievalSettings, draft_trees
-from calibration.proposers.datastore import suffix_array
+from calibration.proposers.retrieval import suffix_array
 
 Starts = list[tuple[int, int]]  # (text, position) of continuations
 

@@ -25,7 +25,7 @@ from calibration.proposers import (
     proposals,
     run_lengths,
 )
-from calibration.proposers.ngram import lookup_runs
+from calibration.proposers.lookup import lookup_runs
 from calibration.traces import bundled
 
 EVERY = pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ from calibration.drafters import build_drafter, parse_drafter
 from calibration.jobs.job import CalibrationSettings, calibrate
 from calibration.models.sampling import distribution, generator_for
 from calibration.prompts import load_prompts
-from calibration.proposers.ngram import lookup_runs
+from calibration.proposers.lookup import lookup_runs
 from calibration.recording.live import Round, speculate
 from calibration.recording.reading import read_together
 from calibration.traces import DecodingInfo

@@ -6,7 +6,7 @@ import pytest
 from replayed import GREEDY, live, recorded, rows_of, walk
 
 from calibration.drafters import AnyDrafter, build_drafter
-from calibration.models.generate import generate
+from calibration.models.lane import generate
 from calibration.models.sampling import generator_for
 from calibration.prompts import load_prompts
 

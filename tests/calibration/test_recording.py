@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_prompts
 
-import calibration.models.rollouts as rollouts_module
+import calibration.models.lane as rollouts_module
 import calibration.recording.reading as reading_module
 from calibration.drafters import build_drafter, parse_drafter
-from calibration.models.generate import cut, generate
-from calibration.models.rollouts import rollout
+from calibration.models.lane import cut, generate, rollout
 from calibration.models.sampling import generator_for
 from calibration.recording.reading import read_together, run_lengths
 from calibration.recording.record import Request, record

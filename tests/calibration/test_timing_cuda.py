@@ -10,8 +10,7 @@ import torch
 from calibration.models.clock import energy_counter_mj
 from calibration.models.fp8 import fp8_fault
 from calibration.timing import SHAPES, StepCell, parse_timing_job, time_shapes
-from calibration.timing.bench import Bench, capture, free_memory_bytes
-from calibration.timing.decoder import Place, attend, place_tokens
+from calibration.timing.bench import Bench, Place, attend, capture, free_memory_bytes, place_tokens
 from calibration.timing.gridfile import cells_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

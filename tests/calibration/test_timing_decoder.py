@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from calibration.models.fp8 import INPUT_SCALE, LARGEST, Fp8Linear, fp8_fault
 from calibration.shapes.shapes import SHAPES
-from calibration.timing.bench import Bench
-from calibration.timing.cells import StepCell
-from calibration.timing.decoder import (
+from calibration.timing.bench import (
+    Bench,
     Dense,
     HeadWeights,
     LayerWeights,
@@ -28,6 +27,7 @@ from calibration.timing.decoder import (
     run_layers,
     tree_parents,
 )
+from calibration.timing.cells import StepCell
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from calibration.common.errors import CalibrationError
 from calibration.timing import SHAPES, StepCell, get_shape
 from calibration.timing.bench import Bench
 from calibration.timing.cells import timed_layers
-from calibration.timing.memory import USABLE, cache_bytes, step_bytes, too_large, weight_bytes
+from calibration.timing.run import USABLE, cache_bytes, step_bytes, too_large, weight_bytes
 
 PUBLISHED = {
     "smollm2-135m": 134_515_008,

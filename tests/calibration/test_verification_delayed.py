@@ -20,9 +20,8 @@ from calibration.verification.delayed import (
     draw_delayed_tree,
     merge_branches,
 )
-from calibration.verification.shapes import TreeShape
-from calibration.verification.topdown import TopDown
-from calibration.verification.trees import DraftTree
+from calibration.verification.recursive import TopDown
+from calibration.verification.trees import DraftTree, TreeShape
 
 RULES = [Naive("iid"), Recursive("iid"), KSequential(), OptimalTransport("iid")]
 ACTIONS = [

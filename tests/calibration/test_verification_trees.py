@@ -22,13 +22,12 @@ from calibration.verification import (
     gumbel_top_k,
     stochastic_beam_search,
 )
-from calibration.verification import opt_tree_builder as opt_tree
+from calibration.verification import builders as opt_tree
 from calibration.verification.chains import BlockVerification, TokenLevelChain
 from calibration.verification.drafting import draft_tuples, draw_tree, enumerate_trees
-from calibration.verification.shapes import TreeShape
-from calibration.verification.topdown import TopDown
+from calibration.verification.recursive import TopDown
 from calibration.verification.traversal import Traversal
-from calibration.verification.trees import DraftTree
+from calibration.verification.trees import DraftTree, TreeShape
 
 EXACT = 1e-12
 SHAPES = {

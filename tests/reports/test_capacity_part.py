@@ -9,8 +9,7 @@ from capacity_made import about, made_capacity, made_policy
 
 from analysis.capacity import CapacityFindings
 from analysis.common.bootstrap import Estimate
-from reports.page.document import Paragraph, Table
-from reports.page.part import Part
+from reports.page.document import Paragraph, Part, Table
 from reports.questions.capacity import capacity_part
 
 

@@ -15,8 +15,7 @@ from part_page import set_part, written_from_python
 from analysis.cascade import CascadeFindings, study_cascade
 from analysis.cascade.findings import BestAt
 from analysis.common.bootstrap import Estimate
-from reports.page.document import Bullets, Paragraph, Table
-from reports.page.part import Part
+from reports.page.document import Bullets, Paragraph, Part, Table
 from reports.questions.cascade import cascade_part
 
 LAMBDAS = (1.5, 4.0, 10.0, 25.0, 60.0)

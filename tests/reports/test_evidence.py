@@ -15,7 +15,7 @@ from analysis.speedup.study import study
 from calibration.traces import TraceSet, bundled
 from calibration.traces.grades import PER_ROUND, RECORDED, SYNTHESISED
 from paceline.terminal.runs import caption
-from reports.page.evidence import CLOSING, evidence_line
+from reports.page.document import CLOSING, evidence_line
 from reports.writing.report import write_report
 from simulator import Scenario, compare, simulate
 from simulator.results.evidence import Evidence, lowest_told, served, verifier_on

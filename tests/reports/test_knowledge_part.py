@@ -13,7 +13,7 @@ from request_tables import HOMES, ROUNDS_ONLY, specialised
 from analysis.common.bootstrap import Estimate
 from analysis.knowledge import KnowledgeFindings, study_knowledge
 from analysis.knowledge.findings import PublishedRow
-from reports.page.part import Part
+from reports.page.document import Part
 from reports.questions.knowledge import knowledge_part
 
 

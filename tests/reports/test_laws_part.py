@@ -11,7 +11,7 @@ from part_page import set_part, written_from_python
 from analysis.laws import LawFindings, find_laws
 from calibration.common.errors import ReportError
 from calibration.traces import bundled, bundled_path
-from reports.page.part import Part
+from reports.page.document import Part
 from reports.questions.laws import laws_part
 
 FAMILY = "smollm2-135m-cpu-distilled"

@@ -21,9 +21,8 @@ from calibration.common.errors import ReportError
 from calibration.traces import DrafterInfo, Manifest, PromptSource, TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 from reports import write_report
-from reports.questions.answer import judged, pays_at, verdict
+from reports.questions.answer import judged, pays_at, study_guidelines, verdict
 from reports.questions.figures import draw_all
-from reports.questions.guidelines import study_guidelines
 from reports.writing.report import write_atomic
 
 SETTINGS = StudySettings(draft_tokens=(1, 2, 4), batches=(1, 2), draws=200)

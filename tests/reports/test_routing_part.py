@@ -13,8 +13,7 @@ from request_tables import PRICES, two_kinds
 from analysis.common.bootstrap import Estimate
 from analysis.routing.findings import RoutingFindings
 from analysis.routing.study import RoutingSettings, study_routing
-from reports.page.document import Table
-from reports.page.part import Part
+from reports.page.document import Part, Table
 from reports.questions.routing import best_router, routing_part
 
 

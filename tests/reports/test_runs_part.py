@@ -16,9 +16,8 @@ from scenarios import scenario
 
 from calibration.common.errors import ReportError
 from calibration.traces import TraceSet
-from reports.page.document import Table
+from reports.page.document import Part, Table
 from reports.page.inputs import Summed
-from reports.page.part import Part
 from reports.questions.runs import QUANTITIES, comparison_part, replications_part, run_part
 from reports.writing.collect import Answered, Answers
 from reports.writing.report import write_answers, write_report

@@ -15,8 +15,7 @@ from sized import sized_traces
 from analysis.size import SizeFindings, SizeSettings, main_curve, study_size
 from analysis.size.facts import Facts, MeasuredSpeedup
 from calibration.traces import bundled
-from reports.page.document import Paragraph, Table
-from reports.page.part import Part
+from reports.page.document import Paragraph, Part, Table
 from reports.questions.size import size_part
 
 

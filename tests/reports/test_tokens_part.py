@@ -12,7 +12,7 @@ from part_page import set_part, written_from_python
 from analysis.common.bootstrap import Estimate
 from analysis.tokens import TokenFindings, study_tokens
 from calibration.traces import bundled
-from reports.page.part import Part
+from reports.page.document import Part
 from reports.questions.tokens import tokens_part
 
 

@@ -16,8 +16,7 @@ from several import several
 from analysis.tuning import TuneFindings, TuneSettings, tune
 from analysis.tuning.export import export
 from calibration.traces import DrafterInfo
-from reports.page.document import Bullets, Paragraph, Table
-from reports.page.part import Part
+from reports.page.document import Bullets, Paragraph, Part, Table
 from reports.page.text import named
 from reports.questions.tuning import tuning_part
 from reports.questions.tuning_figures import figure_files

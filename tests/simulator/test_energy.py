@@ -9,7 +9,7 @@ from scenarios import random_runs, scenario, timing_table, traces_of
 
 from calibration.traces import make_table
 from simulator import RunResult, simulate
-from simulator.pricing.energy import fit_power, joules
+from simulator.pricing.power import fit_power, joules
 
 ROWS = [
     *(

@@ -16,8 +16,7 @@ from simulator.playback.predictor import FOLDS
 from simulator.playback.recorded import Material
 from simulator.playback.replay import select_sequences
 from simulator.stopping.learned import worth_it
-from simulator.stopping.outlook import fit_outlook, outlook_columns
-from simulator.stopping.recall import Recall, make_recall
+from simulator.stopping.learned_signals import Recall, fit_outlook, make_recall, outlook_columns
 
 CHEAP = {
     "overhead_s": 0.001,

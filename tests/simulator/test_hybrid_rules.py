@@ -10,10 +10,10 @@ from hybrid_made import LOOKUP, MODEL, hybrid_scenario, hybrid_traces
 from scenarios import LINEAR
 
 from calibration.common.errors import ReplayError
-from calibration.proposers.ngram import lookup_runs
+from calibration.proposers.lookup import lookup_runs
 from calibration.traces import TraceSet, bundled, make_table
 from simulator import Scenario, simulate
-from simulator.drafter_routing.forecast_learn import deal, learn_forecasts
+from simulator.drafter_routing.forecast import deal, learn_forecasts
 from simulator.playback.replay import select_sequences
 from simulator.playback.survival import RECENT_PRIOR, fit_effects, fit_hazard, recent_acceptance
 from simulator.playback.text_facts import FACTS, read_text, text_facts

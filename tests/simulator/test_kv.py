@@ -21,8 +21,7 @@ from calibration.traces import DeviceInfo, Manifest
 from calibration.traces.manifest import ModelInfo
 from simulator import simulate
 from simulator.scenario.engine import EngineSettings
-from simulator.serving.kv import BlockPool, chain
-from simulator.serving.memory import block_bytes, num_blocks
+from simulator.serving.kv import BlockPool, block_bytes, chain, num_blocks
 from simulator.serving.scheduler import Plan, Scheduler
 
 BLOCKS = 12

@@ -14,7 +14,7 @@ from scenarios import random_runs, scenario, traces_of
 
 from calibration.common.errors import ConvergenceWarning, ScenarioError
 from simulator import RunResult, parse_scenario, simulate
-from simulator.results.measure import mser
+from simulator.results.result import mser
 
 
 def run(**settings: Any) -> RunResult:

@@ -21,8 +21,7 @@ from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
 from simulator import RunResult, Scenario, simulate
 from simulator.experiments.sweep import SweepResult, sweep
-from simulator.pricing.observed import fit_observed
-from simulator.pricing.observed_prices import ObservedPrefill, ObservedStep
+from simulator.pricing.observed import ObservedPrefill, ObservedStep, fit_observed
 from simulator.pricing.steps import read_steps
 from simulator.scenario.loading import load_scenario, parse_scenario
 from simulator.scenario.scenario import Observed

@@ -11,7 +11,7 @@ from scenarios import DRAFT, LINEAR, scenario, traces_of
 
 from calibration.common.errors import CostError, ScenarioError
 from simulator import RunResult, Scenario, simulate
-from simulator.placement.thinning import ThinnedRuns
+from simulator.placement.overlapped import ThinnedRuns
 from simulator.playback.replay import compile_replay, select_sequences
 
 VERIFY_S, STEP_S = 0.05, 0.004

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from calibration.common.errors import CostError
-from simulator.placement.dsi import (
+from simulator.placement.servers import (
     PublishedModel,
     dsi_cost_per_token,
     dsi_costs,

@@ -13,7 +13,7 @@ from scenarios import scenario, traces_of
 
 from calibration.traces import TraceSet
 from simulator import RunResult, simulate
-from simulator.placement.dsi import PublishedModel, dsi_cost_per_token
+from simulator.placement.servers import PublishedModel, dsi_cost_per_token
 
 DSI = {"kind": "many_servers"}
 

@@ -26,9 +26,8 @@ from calibration.common.errors import (
 )
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
-from simulator.experiments.estimate import estimate, results_of
 from simulator.experiments.pool import THREADS, process_pool, run_all
-from simulator.experiments.replicate import Replications, replicate, replication_seeds
+from simulator.experiments.replicate import Replications, estimate, replicate, replication_seeds, results_of
 
 POISSON = {"kind": "poisson", "rate_rps": 2.0, "requests": 40, "order": "shuffled"}
 

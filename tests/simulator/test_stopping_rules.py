@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.pricing.costs import DraftCost, DraftFraction, DraftPerRound, DraftPerStep, LinearStep, Prices
-from simulator.rounds.round import Played, Round
+from simulator.rounds.protocols import Played, Round
 from simulator.scenario.stopping import MovingAverage, Tier
 from simulator.stopping import ByBatch, OracleCost, StoppingPolicy, ask
-from simulator.stopping.budget import Budget
+from simulator.stopping.budget import AdaptiveSteps, Budget
 from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
 from simulator.stopping.goodput import Goodput, PerRequest, expected_tokens
-from simulator.stopping.heuristic import Heuristic
-from simulator.stopping.moving_average import AdaptiveSteps
+from simulator.stopping.lengths import Heuristic
 
 SLOTS, CURSORS = 6, 400
 VERIFY = LinearStep(LinearCost(base_s=0.006, per_token_s=0.0002, per_context_token_s=4e-8), "test")

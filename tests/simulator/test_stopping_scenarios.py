@@ -17,8 +17,9 @@ from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, make_table
 from simulator import RunResult, Scenario, parse_scenario, simulate
-from simulator.rounds.round import Round
-from simulator.stopping import Fixed, OraclePolicy, Policy, plugins
+from simulator.rounds.protocols import Round
+from simulator.stopping import Fixed, OraclePolicy, Policy
+from simulator.stopping import make as plugins
 
 H100: dict[str, Any] = {
     "overhead_s": 1.207e-3,

@@ -25,7 +25,7 @@ from simulator.cascade import CascadeScenario
 from simulator.experiments import store as stores
 from simulator.experiments.store import MIGRATIONS, Store, StoredCell, cell_key, traces_hash
 from simulator.scenario.inputs import mark_of
-from simulator.stopping import plugins
+from simulator.stopping import make as plugins
 
 CELL = StoredCell({"completed": 3, "mean_ttft_ms": 0.1}, (("ExtrapolationWarning", "beyond"),))
 

@@ -25,8 +25,7 @@ from paceline.terminal.runs import (
 )
 from simulator import Scenario, simulate
 from simulator.experiments.compare import compare
-from simulator.experiments.estimate import Estimate
-from simulator.experiments.replicate import replicate
+from simulator.experiments.replicate import Estimate, replicate
 from simulator.experiments.sweep import sweep
 
 POISSON = {"kind": "poisson", "rate_rps": 2.0, "requests": 30, "order": "shuffled"}

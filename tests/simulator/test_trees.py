@@ -20,9 +20,15 @@ from simulator import simulate
 from simulator.playback.recorded import Material
 from simulator.playback.replay import select_sequences
 from simulator.pricing.costs import DraftPerStep, LinearStep, Prices
-from simulator.trees.dynamic_tree import dynamic_tree, rank_probabilities
-from simulator.trees.sequoia import tree_table
-from simulator.trees.trees import Tree, TreeShape, rank_frequencies, static_tree
+from simulator.trees.trees import (
+    Tree,
+    TreeShape,
+    dynamic_tree,
+    rank_frequencies,
+    rank_probabilities,
+    static_tree,
+    tree_table,
+)
 
 Paths = frozenset[tuple[int, ...]]
 

@@ -14,7 +14,7 @@ from scipy import stats
 from simulator import Scenario
 from simulator.playback.replay import select_sequences
 from simulator.workload import OpenSource, Request, make_source
-from simulator.workload.processes import Limits, PiecewiseRate, gamma, piecewise, poisson
+from simulator.workload.arrivals import Limits, PiecewiseRate, gamma, piecewise, poisson
 
 SEQUENCES = select_sequences(iid_traces(0.5, np.random.default_rng(0), sequences=5, output_tokens=8))
 

@@ -13,9 +13,16 @@ from scenarios import random_runs, traces_of
 
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
-from simulator.playback.blocks import BlockPool, Continuation
-from simulator.playback.replay import RecordedRuns, Replay, SequenceTable, compile_replay, select_sequences
-from simulator.playback.stretches import Stretches
+from simulator.playback.replay import (
+    BlockPool,
+    Continuation,
+    RecordedRuns,
+    Replay,
+    SequenceTable,
+    Stretches,
+    compile_replay,
+    select_sequences,
+)
 
 DOMAINS = ("chat", "code", "maths")
 

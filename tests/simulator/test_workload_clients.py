@@ -16,9 +16,8 @@ from calibration.common.errors import ScenarioError
 from simulator import Scenario
 from simulator.playback.replay import select_sequences
 from simulator.workload import OpenSource, Request, make_source
-from simulator.workload.client_files import read_clients
-from simulator.workload.clients import Client, Law, Window, superpose
-from simulator.workload.processes import Limits
+from simulator.workload.arrivals import Limits
+from simulator.workload.clients import Client, Law, Window, read_clients, superpose
 
 HEAD = "t_s,rate_rps,cv,dist,a,b,category,client\n"
 LENGTHS = "category,client,field,tokens,prob\n"

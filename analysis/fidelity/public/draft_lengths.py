@@ -18,7 +18,7 @@ from analysis.fidelity.table import Compared, Condition, Role, Source
 from calibration.common.errors import TraceError
 from calibration.importers.aggregates import acceptance_law, synthesize
 from calibration.importers.origin import Origin, prompt_source
-from calibration.importers.round_log import groups, read_columns
+from calibration.importers.rounds import groups, read_columns
 from calibration.traces import TraceSet
 
 NAME = "vLLM on H100, draft lengths (vllm#20780)"

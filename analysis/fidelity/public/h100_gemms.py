@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from calibration.common.arrays import Floats, Ints
-from calibration.importers.round_log import read_columns
+from calibration.importers.rounds import read_columns
 from calibration.traces import make_table
 
 BLOCKS = 32

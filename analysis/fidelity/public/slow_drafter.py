@@ -18,7 +18,7 @@ from analysis.fidelity.public.runs import serve, table_path
 from analysis.fidelity.table import Compared, Condition, Crossover, Role, Source
 from calibration.importers.aggregates import acceptance_law, synthesize
 from calibration.importers.origin import Origin, prompt_source
-from calibration.importers.round_log import Kind, groups, read_columns
+from calibration.importers.rounds import Kind, groups, read_columns
 from calibration.traces import TraceSet
 
 NAME = "vLLM, 70B with an 8B draft model (Apertus)"

@@ -22,11 +22,18 @@ from calibration.drafters.given import GivenDrafter
 from calibration.engines.own.batch import Span
 from calibration.engines.own.cache import Kind, KvCache, make_cache
 from calibration.engines.own.decoder import Decoder
-from calibration.engines.own.drafting import Drafting, ModelDrafting, ProposerDrafting, model_of, prompt_groups
-from calibration.engines.own.lengths import DraftLengths, Range
+from calibration.engines.own.drafting import (
+    Drafting,
+    DraftLengths,
+    ModelDrafting,
+    ProposerDrafting,
+    Range,
+    model_of,
+    prompt_groups,
+)
 from calibration.engines.own.scheduler import Chunk, Limits, Scheduler, Served
 from calibration.engines.protocol import DraftStep, EngineRequest, Operation, Step
-from calibration.measured.manifest import EngineInfo, Setting
+from calibration.measured.run import EngineInfo, Setting
 from calibration.models.drafter import Drafter
 from calibration.models.load import Verifier
 from calibration.traces.surroundings import device_info
