@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+STUDIES = Path(__file__).parent / "studies"
 
 if TYPE_CHECKING:
     from calibration.models.load import Verifier
@@ -24,3 +27,11 @@ def tiny() -> Verifier:
     from tiny import tiny_verifier
 
     return tiny_verifier(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of `studies` are marked as such; they run with ``-m studies``."""
+    for item in items:
+        if item.path.is_relative_to(STUDIES):
+            item.add_marker("studies")

@@ -19,7 +19,6 @@ import paceline
 from calibration.common.toml_writing import dumps
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
-from reports.writing.markdown import BEGIN, END
 
 FREE = {"kind": "linear", "base_s": 0.0, "charged": "per_round"}
 
@@ -43,16 +42,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_validate_writes_report_table_page_and_readme(measured: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# mine\n{BEGIN}\n{END}\n", encoding="utf-8")
-    done = run("validate", measured, "--out", tmp_path / "out", "--readme", readme, "--page", tmp_path / "page.md")
+def test_validate_writes_report_table_and_page(measured: Path, tmp_path: Path) -> None:
+    done = run("validate", measured, "--out", tmp_path / "out", "--page", tmp_path / "page.md")
     assert done.exit_code == 0, done.output
     assert "Predicted against measured" in done.output
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"report.pdf", "figures", "fidelity.json", "conditions.csv"}
     assert len(PdfReader(tmp_path / "out" / "report.pdf").pages) >= 3
-    assert "| held-out conditions |" in readme.read_text(encoding="utf-8")
     assert "| lookup-4 | held-out |" in (tmp_path / "page.md").read_text(encoding="utf-8")
     told = json.loads((tmp_path / "out" / "fidelity.json").read_text(encoding="utf-8"))
     assert {one["role"] for one in told["conditions"]} == {"fit", "held-out"}

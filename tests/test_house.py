@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("calibration", "simulator", "analysis", "reports", "paceline")  # each may import those before it
+PACKAGES = (
+    "calibration",
+    "simulator",
+    "analysis",
+    "reports",
+    "paceline",
+    "studies",
+)  # each may import those before it
 
 Graph = dict[str, set[str]]
 

@@ -12,7 +12,6 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from analysis.common.bootstrap import ClusterBootstrap, Estimate
-from analysis.fidelity.public.runs import subset
 from analysis.routing.classifier import Guesses, cheapest, fit_predict, seconds_per_token
 from analysis.routing.compare import (
     ALWAYS,
@@ -29,6 +28,7 @@ from analysis.routing.findings import Drift, DriftPoint, MeanOverOrders, Online,
 from analysis.routing.served import Priced, RequestTable, Server
 from calibration.common.arrays import Floats, Ints
 from calibration.traces import TraceSet
+from calibration.traces.traceset import subset
 
 BIN = 25
 """Requests in a point of the curve."""

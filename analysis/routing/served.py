@@ -17,12 +17,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.fidelity.public.specdecode_bench import PUBLISHED
 from analysis.speedup.grid import EXTRAPOLATED_SHARE
 from calibration.common.arrays import Floats
 from calibration.common.errors import CostError, ExtrapolationWarning, ReplayError
 from calibration.traces import TraceSet
+from calibration.traces.manifest import CostConstants, FractionOfVerify, LinearCost
 from calibration.traces.paradigms import paradigm_of
+
+PUBLISHED = CostConstants(
+    source="SpecDecode-Bench, fitted by its authors to Llama-3.1-8B on one H100, InstructCoder, batch 1 to 64",
+    verifier=LinearCost(base_s=5.886e-3, per_token_s=21.0e-6, per_context_token_s=0.0393e-6),
+    drafters={
+        "eagle": LinearCost(base_s=2.135e-3, per_token_s=0.84e-6, per_context_token_s=0.0024e-6, charged="per_round"),
+        "ngram": FractionOfVerify(fraction=0.0059),
+    },
+    overhead_s=1.207e-3,
+)
+"""Step costs of an 8B model on one H100, as published."""
 
 CHEAP_SHARE = 0.05
 """A draft step's price as a share of a verify step where drafting is taken to be cheap."""

@@ -6,13 +6,14 @@ The TraceSets that come with the package, by name.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from calibration.common.errors import TraceError, did_you_mean
@@ -233,3 +234,22 @@ def bundled_path(name: str) -> Path:
 def bundled(name: str) -> TraceSet:
     """Read the bundled TraceSet `name`."""
     return TraceSet.read(bundled_path(name))
+
+
+def subset(traces: TraceSet, ids: Sequence[str], *, timings: pa.Table | None = None, apart: bool = False) -> TraceSet:
+    """Give the sequences `ids` of `traces`, in this order, with `timings` in the place of its own where given.
+
+    `apart`: every sequence becomes a domain of its own, so that an output longer than its recording goes on with
+    blocks of the same sequence.
+    """
+    wanted = pa.array(ids)
+    rows = pc.index_in(wanted, value_set=traces.sequences["sequence_id"].combine_chunks())
+    tables = {"sequences": traces.sequences.take(rows)}
+    if apart:
+        place = traces.sequences.schema.get_field_index("domain")
+        tables["sequences"] = tables["sequences"].set_column(place, "domain", wanted)
+    for name in ("positions", "rollouts"):
+        table = getattr(traces, name)
+        tables[name] = table.filter(pc.is_in(table["sequence_id"], value_set=wanted))
+    tables["timings"] = traces.timings if timings is None else timings
+    return TraceSet.build(traces.manifest, tables)

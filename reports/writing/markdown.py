@@ -1,15 +1,10 @@
-"""The error table as Markdown, and a file whose marked part is that table."""
+"""Predicted against measured as Markdown: the table of errors, and a page with every condition."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from analysis.fidelity.table import Condition, Crossover, Fidelity, Source, errors_of
-from calibration.common.errors import ReportError
 from reports.page.errors import SUMMARISED, error_with_spread
 from reports.page.text import COUNT_HEADER, COUNT_NOTE, SPLIT_HEADER, SPLIT_NOTE, count_cells, split_cells
-
-BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"
 
 
 def fidelity_markdown(fidelity: Fidelity) -> str:
@@ -46,7 +41,7 @@ def _within(crossovers: list[Crossover]) -> str:
 
 _PAGE = """# Predicted against measured
 
-Written by `paceline validate --published FOLDER --page docs/fidelity.md`. Every condition was predicted by
+Written by `paceline validate --page`. Every condition was predicted by
 simulating the scenario that lies beside its measurement. *fit* conditions were looked at before predicting,
 *held-out* ones were not. A cell is the measured value, the signed error of the prediction, and after ± the spread:
 half the range of the engine's own repeats over their mean, where it was repeated. Measured runs of the bundled
@@ -133,23 +128,3 @@ def _crossing(one: Crossover) -> str:
         f"{one.drafter}, draft {one.draft_tokens} (grid {grid}): measured {told(one.measured)}, "
         f"predicted {told(one.predicted)}"
     )
-
-
-def replaced(text: str, table: str, place: str) -> str:
-    """Give `text` with what stands between the marks replaced by `table`; `ReportError` where it has no marks."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ReportError(f"{place}: must hold '{BEGIN}' and '{END}' once each, in this order")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}{END}{after}"
-
-
-def write_between(path: Path, table: str) -> None:
-    """Put `table` between the marks in the file `path`, which changes whole or not at all."""
-    from reports.writing.report import write_atomic
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as fault:
-        raise ReportError(f"{path}: cannot be read ({fault.strerror or fault})") from None
-    write_atomic(path, replaced(text, table, str(path)).encode())

@@ -1,6 +1,6 @@
 """What one kernel takes: fitted shares of a device's peaks, and the formulas that turn work into seconds.
 
-All by `efficiencies/roofline.json`, made by `analysis.roofline.coefficients` from public tables; it names them, with
+All by `efficiencies/roofline.json`, made by `studies.roofline.coefficients` from public tables; it names them, with
 the errors on what was held out.
 """
 

@@ -144,7 +144,7 @@ class PowerModel:
 
 @functools.cache
 def figures() -> Mapping[str, Any]:
-    """Give the fitted figures with their source and their errors, as `analysis.roofline.energy` made them."""
+    """Give the fitted figures with their source and their errors, as `studies.roofline.energy` made them."""
     text = resources.files("simulator.hardware").joinpath("efficiencies", "energy.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found

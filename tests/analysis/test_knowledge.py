@@ -10,13 +10,13 @@ from request_tables import HOMES, ROUNDS_ONLY, specialised
 from shared_data import shared_data
 
 from analysis.common.records import from_json, to_json
-from analysis.fidelity.public.runs import subset
 from analysis.knowledge import KnowledgeFindings, study_knowledge
 from analysis.knowledge.router import cast
 from analysis.knowledge.study import published_rows
 from analysis.routing.served import cheap_prices
 from calibration.common.errors import ReplayError, ReportError
 from calibration.traces import bundled
+from calibration.traces.traceset import subset
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pypdf import PdfReader
 
 from analysis.fidelity.table import Compared, Crossover, errors_of, missed
 from calibration.common.errors import ReportError
-from reports.writing.markdown import BEGIN, END, fidelity_markdown, replaced, write_between
+from reports.writing.markdown import fidelity_markdown
 from reports.writing.validation import write_validation
 
 
@@ -69,12 +69,3 @@ def test_the_markdown_table_has_a_row_for_each_source() -> None:
     assert "| 3.0 / 4.0% |" in lines[2]
     assert "6 (2 open-loop)" in lines[2]
     assert "1 of 2 within a grid step" in lines[2]
-
-
-def test_only_the_marked_part_of_a_file_changes(tmp_path: Path) -> None:
-    path = tmp_path / "README.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
-    write_between(path, "| new |\n")
-    assert path.read_text(encoding="utf-8") == f"before\n{BEGIN}\n| new |\n{END}\nafter\n"
-    with pytest.raises(ReportError, match="once each"):
-        replaced("no marks", "| new |\n", "README.md")

@@ -1,0 +1,1 @@
+"""Fits and pages from public measurements; not installed."""
