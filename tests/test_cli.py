@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,11 @@ def test_help_imports_nothing_heavy_and_is_instant() -> None:
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = resource.getrusage(resource.RUSAGE_CHILDREN)
         python(code)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
+    assert min(seconds) < 1.0  # of CPU time
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibration.common.progress import StageProgress
-
 if TYPE_CHECKING:
     from calibration import TraceSet
+    from calibration.common.progress import StageProgress
 
 _WORDS = "paceline.words"
 """Where the root context keeps the words of the command."""

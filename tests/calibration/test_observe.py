@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -376,31 +375,30 @@ def test_without_httpx_the_extra_is_named(monkeypatch):
 
 
 INTERRUPTED = """
-import sys
+import os, signal, sys
 from calibration.observe.prompts import Prompt
 from calibration.observe.run import Observation, observe
 from test_observe import ABOUT, prompts, table, workload
-sequences = table([900])
+sequences = table([9, 900])
 factory = workload(sequences, kind="closed", concurrency=1)
-observe(sys.argv[1], factory, prompts(sequences), ABOUT).write(sys.argv[2])
+def interrupt(done, total):
+    assert done < total, "there must be something left to do"
+    os.kill(os.getpid(), signal.SIGINT)
+
+observe(sys.argv[1], factory, prompts(sequences), ABOUT, progress=interrupt).write(sys.argv[2])
 """
+"""Ctrl-C when the first request has been counted."""
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path):
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     with OpenAIServer() as server:
         command = [sys.executable, "-c", INTERRUPTED, server.url, str(tmp_path / "run")]
-        process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True
-        )
-        waited = time.monotonic() + 120
-        while not server.measured and time.monotonic() < waited and process.poll() is None:
-            time.sleep(0.02)
-        assert server.measured, process.communicate()[1]
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=120)
-        assert process.returncode != 0
-        assert told.rstrip().endswith("KeyboardInterrupt")
+        environment = {**os.environ, "PYTHONPATH": paths}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert server.measured, done.stderr
+        assert done.returncode != 0
+        assert done.stderr.rstrip().endswith("KeyboardInterrupt")
     assert list(tmp_path.iterdir()) == []
 
 

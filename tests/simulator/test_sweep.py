@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -342,14 +341,20 @@ def test_warnings_are_kept_with_their_cells(tmp_path: Path) -> None:
 
 
 LONG = """
-import sys
+import os, sys
 from simulator.experiments.axes import load_sweep
 from simulator.experiments.sweep import run_sweep
 
 if __name__ == "__main__":
     plan = load_sweep(sys.argv[1], ["workload.requests=" + ",".join(map(str, range(400, 480)))], replications=1)
-    run_sweep(plan, store=sys.argv[2], workers=2)
+
+    def end(done, total):
+        if done == 3:
+            os.kill(os.getpid(), int(sys.argv[3]))
+
+    run_sweep(plan, store=sys.argv[2], workers=2, progress=end)
 """
+"""A long sweep that is hit by a signal when three of its cells are done."""
 
 
 def kept(place: Path) -> int:
@@ -367,17 +372,13 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path: Path, file: Path, how: signal
     script.write_text(LONG)
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(file), str(place)],
+    process = subprocess.run(
+        [sys.executable, str(script), str(file), str(place), str(int(how))],
         env={**os.environ, "PYTHONPATH": path},
-        stderr=subprocess.PIPE,
+        capture_output=True,
+        check=False,
     )
-    while kept(place) < 3:
-        assert process.poll() is None, process.communicate()[1].decode()
-        time.sleep(0.05)
-    process.send_signal(how)
-    process.communicate(timeout=60)  # until the workers, which share its standard error, have ended too
-    assert process.returncode not in (0, None)
+    assert process.returncode not in (0, None), process.stderr.decode()
     done = kept(place)
     assert 3 <= done < 160
     axis = "workload.requests=" + ",".join(map(str, range(400, 404)))
