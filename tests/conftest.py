@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("paceline")  # no test depends on how busy the machine is
+settings.load_profile("paceline")
 
 STUDIES = Path(__file__).parent / "studies"
 

@@ -87,7 +87,7 @@ def condition(
     batch: int, draft_tokens: int = 0, drafter: str = LOOKUP, *, rate_rps: float | None = None, **tables: Any
 ) -> dict[str, Any]:
     """The scenario of a condition: `batch` slots, so many clients unless arrivals come at a rate."""
-    workload: dict[str, Any] = {"kind": "closed", "concurrency": batch}
+    workload: dict[str, Any] = {"kind": "closed", "concurrency": batch, "stagger_s": 0.0}
     if rate_rps is not None:
         workload = {"kind": "poisson", "rate_rps": rate_rps}
     stopping: dict[str, Any] = {"policy": "none"}

@@ -96,7 +96,7 @@ def scenario(
         stopping = {"policy": "fixed", "draft_tokens": draft_tokens}
     elif draft_tokens is not None:
         stopping = {"policy": draft_tokens}
-    closed = {"kind": "closed", "concurrency": batch, **(workload or {})}
+    closed = {"kind": "closed", "concurrency": batch, "stagger_s": 0.0, **(workload or {})}
     data = {
         "drafter": {"name": "drafter"},
         "stopping": stopping,

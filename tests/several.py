@@ -89,7 +89,7 @@ def routed(
         "engine": {"max_num_seqs": batch},
         "workload": workload
         if workload and "kind" in workload
-        else {"kind": "closed", "concurrency": batch} | dict(workload or {}),
+        else {"kind": "closed", "concurrency": batch, "stagger_s": 0.0} | dict(workload or {}),
         "costs": COSTS,
         **settings,
     }

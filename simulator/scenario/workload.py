@@ -147,7 +147,7 @@ class ClosedLoop(Bound):
     think_s: Seconds | None = None
     think_law: Literal["constant", "exponential"] | None = None
     stagger_s: Seconds | None = None
-    include_startup: bool = False
+    include_startup: bool | None = None
 
     @property
     def in_full_swing(self) -> bool:

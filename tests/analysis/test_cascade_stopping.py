@@ -124,7 +124,7 @@ def test_the_sequential_optimum_is_that_of_brute_force(seed: int) -> None:
         assert solve(nodes, lam).value[()][0] == pytest.approx(best, abs=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1, max_size=5),
     st.floats(0, 200),
@@ -181,7 +181,7 @@ def test_the_published_example_switches_at_26_and_46() -> None:
     assert [one.from_lambda for one in found] == pytest.approx([0, 26, 46])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1, max_size=6), st.floats(0.01, 500))
 def test_the_envelope_is_the_best_line_everywhere(stages: list[tuple[float, float]], lam: float) -> None:
     costs, qualities = [c for c, _ in stages], [q for _, q in stages]
@@ -192,7 +192,7 @@ def test_the_envelope_is_the_best_line_everywhere(stages: list[tuple[float, floa
     assert [one.from_lambda for one in found] == sorted(one.from_lambda for one in found)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)), st.sampled_from(LAMBDAS))
 def test_at_the_published_lambdas_70b_is_never_best_and_34b_only_across_a_wide_gap(
     qualities: tuple[float, float, float], lam: float

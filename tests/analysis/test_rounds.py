@@ -33,7 +33,7 @@ def slow_sums(rounds: list[dict[str, int]], k: int) -> dict[str, object]:
 
 
 @given(data=st.data(), k=st.integers(1, 9), seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_greedy_replay_equals_a_slow_loop(data: st.DataObject, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))

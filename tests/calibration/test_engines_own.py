@@ -143,7 +143,7 @@ def loads(draw):
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(loads())
 def test_whatever_the_load_texts_are_right_tokens_add_up_and_memory_comes_back(tiny, drafters, texts, load):
     options = dict(load["settings"])

@@ -34,7 +34,7 @@ def test_padding():
 
 
 @given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_feeding_and_forgetting_equals_a_plain_pass_over_the_kept_text(model, seed, steps):
     rng = np.random.default_rng(seed)
     texts = random_prompts(seed % 1000, 3, 1, 6)

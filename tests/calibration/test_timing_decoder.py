@@ -118,7 +118,7 @@ def test_every_node_of_a_tree_has_the_logits_of_its_own_chain(name):
         assert (tree[:, node] - chain[:, -1]).abs().max() < 1e-4
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_token_sees_its_ancestors_and_itself(data):
     size = data.draw(st.integers(1, 12))

@@ -89,7 +89,7 @@ def trace_sets(draw: st.DrawFn) -> TraceSet:
     )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(traces=trace_sets())
 def test_round_trip_is_exact(traces: TraceSet, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("round") / "trip"

@@ -39,7 +39,7 @@ def promised(paths: Any, acceptance: list[float]) -> float:
     return 1 + sum(float(np.prod([acceptance[rank] for rank in path])) for path in paths)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(0.0, 0.5), min_size=1, max_size=3), st.integers(1, 5), st.integers(1, 3))
 def test_sequoia_is_the_best_of_all_trees(acceptance: list[float], nodes: int, depth: int) -> None:
     acceptance = sorted(acceptance, reverse=True)

@@ -76,7 +76,7 @@ def test_token_level_is_the_capped_geometric_where_acceptance_is_constant() -> N
     assert TokenLevelChain().expected_accepted(target, drafter, 6) == pytest.approx(expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.integers(2, 4), st.integers(1, 3), st.booleans())
 def test_expected_lengths_are_the_means_over_all_drafts_and_block_is_never_shorter(
     seed: int, size: int, gamma: int, zeros: bool

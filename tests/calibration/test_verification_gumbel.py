@@ -67,7 +67,7 @@ def test_top_k_breaks_ties_by_id_and_leaves_out_the_impossible() -> None:
     assert top_k(even, 4).tolist() == [0, 1, 2, 3]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(q=distributions(5), k=st.integers(1, 5), order=st.permutations(range(5)))
 def test_the_race_gives_exact_inclusion_and_prefix_probabilities(q: np.ndarray, k: int, order: list[int]) -> None:
     included, inside = np.zeros(5), np.zeros(6)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from calibration.verification import KSequential, division_factor
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(instance=instances(most_drafts=4))
 def test_acceptance_is_the_overlap_of_p_with_g_times_q(instance: tuple[np.ndarray, np.ndarray, int]) -> None:
     p, q, k = instance

@@ -67,19 +67,19 @@ def check(rule: Any, p: np.ndarray, q: np.ndarray, k: int) -> None:
 
 
 @pytest.mark.parametrize("rule", MULTI, ids=repr)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(instance=instances())
 def test_lossless_and_accepting_as_said(rule: Any, instance: tuple[np.ndarray, np.ndarray, int]) -> None:
     check(rule, *instance)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(instance=instances(most_drafts=1))
 def test_token_level_is_lossless(instance: tuple[np.ndarray, np.ndarray, int]) -> None:
     check(TokenLevel(), *instance)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(instance=instances())
 def test_single_draft_rules_all_reduce_to_one_minus_total_variation(
     instance: tuple[np.ndarray, np.ndarray, int],

@@ -28,7 +28,7 @@ def check(rule: Any, p: np.ndarray, q: np.ndarray, k: int, drafts: list[tuple[tu
     return loss
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(instance=instances(), drafting=st.sampled_from(["iid", "top"]), epsilon=st.sampled_from([0.09, 0.3]))
 def test_typical_acceptance(instance: Instance, drafting: Any, epsilon: float) -> None:
     p, q, k = instance
@@ -44,7 +44,7 @@ def test_typical_takes_the_most_probable_passing_draft() -> None:
     assert Typical().law(flat, None, [42]).acceptance == 1.0
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(instance=instances(most_drafts=1), lenience=st.floats(0.05, 1.0))
 def test_lenience_never_emits_more_than_p_over_lenience(instance: Instance, lenience: float) -> None:
     p, q, _ = instance
@@ -54,7 +54,7 @@ def test_lenience_never_emits_more_than_p_over_lenience(instance: Instance, leni
     assert rule.acceptance(p, q) == pytest.approx(float(np.minimum(q, p / lenience).sum()), abs=1e-12)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(instance=instances(most_drafts=1), seed=st.integers(0, 1000))
 def test_judge(instance: Instance, seed: int) -> None:
     p, q, _ = instance
@@ -66,7 +66,7 @@ def test_judge(instance: Instance, seed: int) -> None:
     assert rule.acceptance(p, q) == pytest.approx(TokenLevel().acceptance(p, q) + float(overshoot), abs=1e-12)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(instance=instances(), single=st.floats(0.05, 1.0), both=st.floats(0.05, 1.0))
 def test_thresholds_against_their_loop(instance: Instance, single: float, both: float) -> None:
     p, q, k = instance
@@ -83,7 +83,7 @@ def test_thresholds_against_their_loop(instance: Instance, single: float, both: 
     assert rule.law(p, None, tokens).accepted == pytest.approx(frequencies, abs=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(instance=instances())
 def test_lossy_rules_at_their_strictest_are_lossless(instance: Instance) -> None:
     p, q, k = instance

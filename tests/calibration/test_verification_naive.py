@@ -22,7 +22,7 @@ def eagle_loop(p: np.ndarray, children: list[int]) -> list[float]:
     return accepted
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(p=distributions(5), children=st.permutations(range(5)), k=st.integers(1, 4))
 def test_a_fixed_set_is_eagles_loop(p: np.ndarray, children: list[int], k: int) -> None:
     law = Naive().law(p, None, children[:k])
@@ -30,7 +30,7 @@ def test_a_fixed_set_is_eagles_loop(p: np.ndarray, children: list[int], k: int) 
     assert law.acceptance == pytest.approx(float(p[children[:k]].sum()), abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(instance=instances())
 def test_independent_drafts_in_closed_form(instance: tuple[np.ndarray, np.ndarray, int]) -> None:
     p, q, k = instance

@@ -26,7 +26,7 @@ def minimal_cut(p: np.ndarray, drafts: list[tuple[tuple[int, ...], float]]) -> f
 
 
 @pytest.mark.parametrize("drafting", ["iid", "without_replacement"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(instance=instances())
 def test_prefixes_give_the_minimal_cut_and_the_program_attains_it(
     drafting: Drafting, instance: tuple[np.ndarray, np.ndarray, int]
@@ -38,7 +38,7 @@ def test_prefixes_give_the_minimal_cut_and_the_program_attains_it(
     assert optimal_coupling(p, q, k, drafting).acceptance == pytest.approx(cut, abs=1e-7)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(instance=instances())
 def test_greedy_drafts_attain_their_own_minimal_cut(instance: tuple[np.ndarray, np.ndarray, int]) -> None:
     p, q, k = instance

@@ -25,7 +25,7 @@ def rejections(p: np.ndarray, q: np.ndarray, drafts: tuple[int, ...]) -> float:
     return missed
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(instance=instances())
 def test_acceptance_without_replacement_is_the_sum_over_drafts(instance: tuple[np.ndarray, np.ndarray, int]) -> None:
     p, q, k = instance

@@ -91,7 +91,7 @@ def random_shapes(draw: st.DrawFn) -> TreeShape:
     return TreeShape.from_paths(sorted(paths or {(0,)}))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(random_shapes(), st.integers(0, 2**31), st.sampled_from(sorted(RULES)), st.booleans())
 def test_any_shape_any_rule(shape: TreeShape, seed: int, name: str, zeros: bool) -> None:
     rule, drafting = RULES[name]

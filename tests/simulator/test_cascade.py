@@ -72,12 +72,17 @@ def drawn(n: int, stages: int, seed: int = 0) -> ItemTable:
     )
 
 
+TOGETHER = {"kind": "closed", "stagger_s": 0.0}
+"""Clients that start at the same moment."""
 POISSON = {"kind": "poisson", "rate_rps": 1.5, "requests": 120, "order": "shuffled"}
 
 
 @pytest.mark.parametrize(
     "workload",
-    [{"kind": "closed", "concurrency": 3, "requests": 25}, {"kind": "poisson", "rate_rps": 2.0, "requests": 40}],
+    [
+        {**TOGETHER, "concurrency": 3, "requests": 25, "include_startup": True},
+        {"kind": "poisson", "rate_rps": 2.0, "requests": 40},
+    ],
 )
 @pytest.mark.parametrize("draft_tokens", [None, 3])
 def test_one_stage_is_a_plain_simulation(workload: dict[str, Any], draft_tokens: int | None) -> None:
@@ -150,7 +155,7 @@ def test_stages_work_at_the_same_time() -> None:
 
 def test_a_stage_takes_requests_in_batches() -> None:
     # Both are prefilled in one step of 20 tokens (0.3 s) and decode together (0.12 s a round) at either stage.
-    setup = cascade(2, workload={"kind": "closed", "concurrency": 2})
+    setup = cascade(2, workload={**TOGETHER, "concurrency": 2})
     found = run(setup, table([[0, 1]] * 2, [[0.1, 0.2]] * 2))
     assert found.requests["finish_s"].to_pylist() == pytest.approx([1.08, 1.08])
     assert found.summary["stages"]["s1"]["mean_batch"] == 2
@@ -251,7 +256,7 @@ def test_carried_memory_counts_and_is_lost_in_a_preemption() -> None:
     items = table([[0, 1]] * 2, [[0, 0]] * 2, prompts=[40, 40], outputs=[[1, 20], [1, 20]])
     how = {"kind": "kv", "bandwidth_gb_s": 1.0}
     tables = [{"kv": KV}, {"kv": KV, "engine": {"num_gpu_blocks": 7}}]
-    load = {"kind": "closed", "concurrency": 2}
+    load = {**TOGETHER, "concurrency": 2}
     setup = cascade(2, {"kind": "threshold", "threshold": 2.0}, handover=how, per_stage=tables, workload=load)
     found = run(setup, items)
     # One token of each; 8 rounds of both; 11 of the first alone; 49 tokens of the second anew; 10 rounds of it.

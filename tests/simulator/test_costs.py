@@ -83,7 +83,7 @@ def test_held_out_error_is_that_of_fits_that_never_saw_the_cell() -> None:
     assert fit.error < fit.held_out_error
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.floats(0.0, 0.6), st.data())
 def test_a_step_never_gets_cheaper_by_more_work(seed: int, noise: float, data: st.DataObject) -> None:
     fit = fit_step(timings(noise, seed), "verifier", "verify")

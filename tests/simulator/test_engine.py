@@ -135,7 +135,7 @@ def run_case(case: dict[str, Any]) -> RunResult:
     return simulate(scenario(case["policy"], batch=case["slots"], workload=workload, costs=costs), traces)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_it_does_what_a_plain_event_loop_does(case: dict[str, Any]) -> None:
     result = run_case(case)
@@ -166,7 +166,7 @@ def test_it_does_what_a_plain_event_loop_does(case: dict[str, Any]) -> None:
         assert "mean_itl_ms" not in result.summary
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_what_holds_for_every_run(case: dict[str, Any]) -> None:
     result = run_case(case)
@@ -197,7 +197,7 @@ def test_what_holds_for_every_run(case: dict[str, Any]) -> None:
     assert busy + summary["idle_s"] == pytest.approx(summary["duration"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases())
 def test_drafting_nothing_changes_no_token_and_no_time_but_that_of_drafting(case: dict[str, Any]) -> None:
     case["drafter"]["charged"] = "per_step"

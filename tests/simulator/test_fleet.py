@@ -190,7 +190,7 @@ def outages(draw: st.DrawFn) -> list[list[float]]:
     return [[times[i], times[i + 1]] for i in range(0, len(times) - 1, 2)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(0, 2**32),
     st.lists(st.one_of(st.none(), outages()), min_size=1, max_size=3),

@@ -114,7 +114,7 @@ class Pools(RuleBasedStateMachine):
 
 
 TestPools = Pools.TestCase
-TestPools.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPools.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 class Watched(Scheduler):
@@ -151,7 +151,7 @@ class Watched(Scheduler):
         return jobs
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(0, 2**32),
     st.booleans(),

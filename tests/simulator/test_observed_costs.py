@@ -116,7 +116,7 @@ def test_speculative_runs_in_the_fit_decide_what_plain_ones_cannot(root: Path, t
     assert after.assumed == ()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 20), st.integers(0, 200), st.integers(0, 4000), st.integers(1, 40))
 def test_a_step_never_gets_cheaper_by_more_work(root: Path, batch: int, more: int, cached: int, extra: int) -> None:
     _, verify = fit(root, *plain())
@@ -267,13 +267,14 @@ def quietly(scenario: Scenario) -> RunResult:
 def predicted(root: Path, name: str, traces: TraceSet, data: dict[str, Any], **how: Any) -> dict[str, float]:
     """Measure a condition, simulate the scenario beside it, and give the relative errors."""
     run = measure(root / name, traces, data, **how)
-    summary = quietly(load_scenario(root / name / "scenario.toml")).summary
+    result = quietly(load_scenario(root / name / "scenario.toml"))
+    simulated = result.requests.to_pandas()
     rows = run.requests.to_pandas()
     took = rows["finish_s"].max() - rows["arrival_s"].min()
     ttft = (rows["first_token_s"] - rows["arrival_s"]).mean() * 1000
     return {
-        "output_throughput": summary["output_throughput"] * took / rows["output_tokens"].sum() - 1,
-        "mean_ttft_ms": summary["mean_ttft_ms"] / ttft - 1,
+        "output_throughput": result.summary["output_throughput"] * took / rows["output_tokens"].sum() - 1,
+        "mean_ttft_ms": (simulated["first_token_s"] - simulated["arrival_s"]).mean() * 1000 / ttft - 1,
     }
 
 

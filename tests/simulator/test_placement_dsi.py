@@ -35,7 +35,7 @@ def test_the_published_table_is_reproduced(
     ):
         costs = draw(model, RUNS, np.random.default_rng(1))
         error = costs.std(ddof=1) / np.sqrt(RUNS)
-        assert 0.4 < error < 4.5, "the issue states standard errors of .5 to 4"
+        assert 0.4 < error < 4.5, "standard errors must be .5 to 4"
         assert abs(exact - published) <= 3 * error
         assert abs(costs.mean() - published) <= 3 * np.sqrt(2) * error
         assert abs(costs.mean() - exact) <= 3 * error

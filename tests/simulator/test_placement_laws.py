@@ -36,7 +36,7 @@ every = pytest.mark.parametrize("placement", PLACEMENTS, ids=names)
 
 
 @every
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), sampled=st.booleans(), tight=st.booleans())
 def test_placements_change_when_and_never_what(
     placement: dict[str, Any], seed: int, sampled: bool, tight: bool

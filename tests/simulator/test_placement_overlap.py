@@ -68,7 +68,7 @@ def pearl(match: list[bool], gamma: int) -> list[int]:
     return [min(n, text) for n in known]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     alpha=st.sampled_from([0.1, 0.6, 0.95, 1.0]),
@@ -138,7 +138,7 @@ def amusd(match: list[bool], verify_s: float, step_s: float) -> int:
     return passes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     alpha=st.sampled_from([0.3, 0.8, 0.97]),

@@ -50,7 +50,7 @@ def earliest(match: list[bool], tokens: int, plain_s: float, verify_s: float, bl
     return when[-1]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     seed=st.integers(0, 2**32),
     alpha=st.sampled_from([0.0, 0.4, 0.9, 1.0]),
@@ -77,7 +77,7 @@ def test_one_request_ends_when_its_last_token_can_first_be_known(
     assert none == pytest.approx((len(match) - 1) * plain_s)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32),
     alpha=st.sampled_from([0.3, 0.8, 1.0]),

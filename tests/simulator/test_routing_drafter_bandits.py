@@ -101,7 +101,7 @@ def test_every_arm_is_tried_before_any_is_preferred() -> None:
         assert {bandit.choose(Newcomer(i, 0, 0, 5)) for i in range(3)} == {0, 1, 2}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.floats(0.1, 9)), max_size=25),
     st.sampled_from(["poly", "linear", "rbf"]),

@@ -58,7 +58,7 @@ def rounds(result: RunResult) -> list[int]:
     return by_id
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 2**32),
     st.sampled_from(["greedy", "sampled"]),
@@ -131,7 +131,7 @@ def test_sampled_text_stays_as_it_is_too(policy: str) -> None:
     assert result.summary["provenance"]["replay"] == "exact in distribution (sampled)"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.one_of(st.integers(0, 5), st.just("oracle")), st.booleans(), st.booleans())
 def test_oracles_never_take_more_rounds_than_any_drafter(seed: int, k: Any, own_state: bool, sampled: bool) -> None:
     traces = drawn(seed, own_state=own_state, sampled=sampled)
@@ -150,7 +150,7 @@ CHARGES: list[dict[str, Any]] = [
 ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**32),
     st.one_of(st.integers(0, 5), st.just("oracle")),
@@ -182,7 +182,7 @@ def decoding(result: RunResult) -> np.ndarray:
     return np.asarray(result.requests["finish_s"].to_numpy() - result.requests["first_token_s"].to_numpy())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(0, 5))
 def test_a_merged_draft_accepts_no_less_than_any_of_its_parts(seed: int, k: int) -> None:
     """Drafters that see tokens alone: then a round that comes further never takes more rounds to the end."""

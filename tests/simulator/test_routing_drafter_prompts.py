@@ -67,7 +67,7 @@ def test_prompts_that_say_nothing_are_guessed_no_better_than_by_chance() -> None
 
 
 @given(st.integers(0, 2**32), st.integers(2, 6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_prompt_is_classified_with_its_own_label(seed: int, folds: int) -> None:
     """Whatever label a prompt has, its own guess stays the same; its equals change with it."""
     rng = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def test_labels_weigh_prices_where_asked() -> None:
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=9), min_size=1, max_size=4), st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_expected_accepted_tokens_of_sampled_drafts(rows: list[list[float]], longest: int) -> None:
     traces = traces_of([[0] * len(row) for row in rows], probabilities=rows)
     table = select_sequences(traces)

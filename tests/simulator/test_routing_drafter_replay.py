@@ -26,7 +26,7 @@ def drawn_traces(seed: int, sampled: bool, proposals: bool) -> TraceSet:
     return several(runs, proposals=limits, probabilities=chances, domains=("chat", "math"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.booleans(), st.booleans(), st.booleans())
 def test_each_row_answers_as_its_own_drafter_alone(seed: int, sampled: bool, proposals: bool, longer: bool) -> None:
     traces = drawn_traces(seed, sampled, proposals)

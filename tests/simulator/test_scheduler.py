@@ -247,7 +247,7 @@ def run_case(case: dict[str, Any], **engine: Any) -> RunResult:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases())
 def test_it_schedules_as_a_plain_scheduler_with_numbered_blocks(case: dict[str, Any]) -> None:
     result = run_case(case)
@@ -270,7 +270,7 @@ def test_it_schedules_as_a_plain_scheduler_with_numbered_blocks(case: dict[str, 
         assert result.summary["p99_itl_ms"] == pytest.approx(1000 * np.percentile(gaps, 99))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.booleans())
 def test_what_holds_for_every_run(case: dict[str, Any], caching: bool) -> None:
     result = run_case(case, enable_prefix_caching=caching)

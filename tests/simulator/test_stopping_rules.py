@@ -327,7 +327,7 @@ def test_goodput_probes_when_it_is_told_to() -> None:
     assert asked == [[0, 0], [0, 0], [0, 0], [0, 1]] * 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.sampled_from(DRAFTS[:2]))
 def test_the_oracle_by_cost_is_the_best_of_all_sets_of_lengths(seed: int, draft: DraftCost) -> None:
     rng = np.random.default_rng(seed)
@@ -345,7 +345,7 @@ def test_the_oracle_by_cost_is_the_best_of_all_sets_of_lengths(seed: int, draft:
     assert rate(asked.tolist()) == pytest.approx(best)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.booleans())
 def test_a_given_budget_goes_to_the_largest_survival_probabilities(seed: int, confident: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -377,7 +377,7 @@ def test_a_given_budget_goes_to_the_largest_survival_probabilities(seed: int, co
     assert policy.drafts_ahead == (5 if confident else None)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32))
 def test_the_budget_that_it_chooses_promises_most(seed: int) -> None:
     """Against all sets of prefixes, for confidence: everything is drafted, verification alone is chosen."""

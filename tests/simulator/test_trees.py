@@ -50,7 +50,7 @@ def trees(draw: st.DrawFn) -> Paths:
     return frozenset(paths)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(trees(), st.lists(st.lists(st.integers(-1, 5), min_size=1, max_size=12), min_size=1, max_size=4))
 def test_accepted_lengths_are_those_of_a_walk_from_the_root(paths: Paths, texts: list[list[int]]) -> None:
     shape = TreeShape.from_paths(sorted(paths))
@@ -195,7 +195,7 @@ def promised(paths: Paths, p: np.ndarray) -> float:
     return 1 + float(sum(np.prod(p[list(path)]) if max(path) < len(p) else 0.0 for path in paths))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 4))
 def test_the_programme_finds_the_best_of_all_trees(seed: int, nodes: int, depth: int) -> None:
     p = np.random.default_rng(seed).dirichlet(np.ones(6))[:5]
@@ -212,7 +212,7 @@ def test_the_programme_finds_the_best_of_all_trees(seed: int, nodes: int, depth:
     assert promised(frozenset(path for path in rebuilt.values() if path), p) == pytest.approx(best)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 8))
 def test_with_falling_acceptance_it_equals_best_first_on_path_products(seed: int, nodes: int, depth: int) -> None:
     p = np.sort(np.random.default_rng(seed).dirichlet(np.ones(8)))[::-1]
@@ -267,7 +267,7 @@ def test_the_optimised_tree_beats_other_trees_of_its_size_on_the_recording() -> 
 # --- Dynamic trees
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0.05, 0.999), st.floats(0.05, 0.95))
 def test_rank_probabilities_have_the_confidence_and_the_entropy(confidence: float, ratio: float) -> None:
     tail = (1 - confidence) * (1 - ratio) * ratio ** np.arange(4000)

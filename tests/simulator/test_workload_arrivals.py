@@ -140,7 +140,7 @@ def test_limits_cut_and_a_multiplier_compresses_time(load: dict[str, object]) ->
     assert times_of(seed=1, requests=400, **load).tolist() != whole.tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**62),
     requests=st.integers(1, 60),

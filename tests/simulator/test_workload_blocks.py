@@ -38,7 +38,7 @@ def origin(replay: Replay, start: int, length: int) -> np.ndarray:
     return replay.positions(np.arange(start, start + length))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     lengths=st.lists(st.integers(2, 60), min_size=1, max_size=9),
     block=st.integers(1, 40),
@@ -197,7 +197,7 @@ def test_no_blocks_where_the_recording_is_long_enough() -> None:
     assert len(replay.run_length) == 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 300)), min_size=1, max_size=60),
     st.integers(0, 100),

@@ -99,7 +99,7 @@ def test_think_times_are_exponential_and_belong_to_the_request() -> None:
     assert sorted(r.arrival_s for r in several.admit(math.inf, 4)) == pytest.approx(sorted(starts))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     clients=st.integers(1, 6),
     requests=st.integers(1, 40),

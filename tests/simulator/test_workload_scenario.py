@@ -102,7 +102,7 @@ def test_scenarios_survive_being_written(folder: Path, kind: str) -> None:
             assert again.locate(f"../{path}").resolve() == (folder / path).resolve()
 
 
-def test_what_issue_two_had_keeps_its_hash() -> None:
+def test_scenarios_of_before_keep_their_hash() -> None:
     """Keys that are new are left out of the hash where they are not given."""
     for load, keys in (
         ({"kind": "closed", "concurrency": 2}, {"kind", "concurrency", "keep_full", "copies", "order"}),
