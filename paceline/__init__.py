@@ -3,8 +3,11 @@
 The command line is `main`; the public names below are re-exported from the four packages and loaded when used:
 
     TraceSet, bundled, bundled_names        calibration: recorded behaviour
+    import_evidence                         calibration: what engines and benchmarks reported
     Scenario, load_scenario, simulate       simulator: replay it under traffic and policies
+    compare, sweep                          simulator: scenarios on common random numbers, grids of them
     load_cascade, simulate_cascade          simulator: a cascade of models under traffic
+    observe, validate                       analysis: run scenarios on a real server, compare with predictions
     study, study_*, find_laws, tune,        analysis: what follows from it, with intervals
     plan_capacity, read_quality_table
     write_report                            reports: the PDF
@@ -18,25 +21,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from paceline.commands.cascade import cascade_command
-from paceline.commands.cascade import simulate_cascade as simulate_cascade_command
-from paceline.commands.grade import grade
-from paceline.commands.imports import import_
-from paceline.commands.observe import observe
-from paceline.commands.record import calibrate, distill, time_shapes_command
-from paceline.commands.simulate import compare_command, simulate_command, sweep_command
-from paceline.commands.study import demo, report
-from paceline.commands.traces import keys_command, traces
-from paceline.commands.tune import tune as tune_command
-from paceline.commands.validate import validate
-from paceline.terminal.progress import Failsafe
-
 if TYPE_CHECKING:
     from analysis import study
     from analysis.capacity import plan_capacity
     from analysis.cascade import read_quality_table, study_cascade
+    from analysis.fidelity.observing import observe
+    from analysis.fidelity.validate import validate
     from analysis.knowledge import study_knowledge
     from analysis.laws import find_laws
     from analysis.routing import study_routing
@@ -44,9 +34,13 @@ if TYPE_CHECKING:
     from analysis.tokens import study_tokens
     from analysis.tuning import tune
     from calibration import PacelineError, PacelineWarning, TraceSet, bundled, bundled_names
+    from calibration.importers import import_evidence
+    from paceline.cli import main
     from reports import write_report
     from simulator import RunResult, Scenario, load_scenario, simulate
     from simulator.cascade import load_cascade, simulate_cascade
+    from simulator.experiments.compare import compare
+    from simulator.experiments.sweep import sweep
 
 _HOME = {
     "PacelineError": "calibration",
@@ -56,9 +50,13 @@ _HOME = {
     "TraceSet": "calibration",
     "bundled": "calibration",
     "bundled_names": "calibration",
+    "compare": "simulator.experiments.compare",
     "find_laws": "analysis.laws",
+    "import_evidence": "calibration.importers",
     "load_cascade": "simulator.cascade",
     "load_scenario": "simulator",
+    "main": "paceline.cli",
+    "observe": "analysis.fidelity.observing",
     "plan_capacity": "analysis.capacity",
     "read_quality_table": "analysis.cascade",
     "simulate": "simulator",
@@ -69,7 +67,9 @@ _HOME = {
     "study_routing": "analysis.routing",
     "study_size": "analysis.size",
     "study_tokens": "analysis.tokens",
+    "sweep": "simulator.experiments.sweep",
     "tune": "analysis.tuning",
+    "validate": "analysis.fidelity.validate",
     "write_report": "reports",
 }
 
@@ -81,10 +81,13 @@ __all__ = [
     "TraceSet",
     "bundled",
     "bundled_names",
+    "compare",
     "find_laws",
+    "import_evidence",
     "load_cascade",
     "load_scenario",
     "main",
+    "observe",
     "plan_capacity",
     "read_quality_table",
     "simulate",
@@ -95,7 +98,9 @@ __all__ = [
     "study_routing",
     "study_size",
     "study_tokens",
+    "sweep",
     "tune",
+    "validate",
     "write_report",
 ]
 
@@ -107,32 +112,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'paceline' has no attribute '{name}'")
 
 
-@click.group(cls=Failsafe, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="paceline")
-def main() -> None:
-    """Predict what speculative decoding will bring, before anything is deployed.
-
-    Record a drafter/verifier pair (calibrate), replay it under traffic (simulate), and hand on a report.
-    """
-
-
-traces.add_command(import_)
-for _command in (
-    demo,
-    simulate_command,
-    compare_command,
-    sweep_command,
-    tune_command,
-    grade,
-    cascade_command,
-    simulate_cascade_command,
-    report,
-    keys_command,
-    calibrate,
-    distill,
-    time_shapes_command,
-    observe,
-    validate,
-    traces,
-):
-    main.add_command(_command)
+def __dir__() -> list[str]:
+    return sorted(__all__)

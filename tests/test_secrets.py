@@ -20,7 +20,7 @@ from calibration.common.secrets import HIDDEN, concealed, redacted, without_secr
 from calibration.common.toml_writing import dumps
 from calibration.measured import MeasuredRun
 from calibration.observe.client import Client, RefusedError
-from paceline import main
+from paceline.cli import main
 
 KEY = "q7Zr-open-sesame-42"
 

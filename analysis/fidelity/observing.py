@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import SecretStr
 
 from calibration.common.errors import CalibrationError, ScenarioError, did_you_mean
 from calibration.common.progress import StageProgress
@@ -216,3 +219,61 @@ def openvino_engines(
         return made[key]
 
     return make
+
+
+def observe(
+    url: str,
+    scenarios: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    fit: Sequence[str | os.PathLike[str]] = (),
+    repeats: int = 1,
+    model: str | None = None,
+    api_key: SecretStr | str | None = None,
+    endpoint: Literal["completions", "chat"] = "completions",
+    tokenizer: str | None = None,
+    timeout_s: float = 300.0,
+    command: str = "",
+    progress: StageProgress | None = None,
+) -> list[Path]:
+    """Run scenarios on the server at `url` and return the folders of the measured runs, ``out/<scenario name>``.
+
+    Args:
+        url: Where the server listens; anything that speaks the OpenAI protocol.
+        scenarios: Files of scenarios whose measured runs are held out: predictions may not look at them.
+        out: Folder for the measured runs.
+        fit: Files of scenarios whose measured runs predictions may be fitted to.
+        repeats: How often each is run.
+        model: Which model, where several are served.
+        api_key: The key of the server, if it wants one; it is never written down.
+        endpoint: Which of the protocol's two.
+        tokenizer: Folder of a tokenizer, where the server takes text only.
+        timeout_s: Seconds without a word after which a request counts as lost.
+        command: What the measured runs say they were made by.
+        progress: Hears (what, requests done, in all).
+
+    Raises:
+        CalibrationError: The server cannot be used. Also `ScenarioError`, `TraceError` and `ReplayError`.
+    """
+    from calibration.observe.prompts import with_text
+    from calibration.observe.run import Observation
+    from calibration.observe.run import observe as over_http
+
+    folder, report = Path(out), progress or (lambda stage, done, total: None)
+    key = SecretStr(api_key) if isinstance(api_key, str) else api_key
+    folders = []
+    for one in plans([str(path) for path in fit], [str(path) for path in scenarios]):
+        run = over_http(
+            url,
+            one.source,
+            with_text(one.prompts, tokenizer),
+            Observation(**one.about(folder, command)),
+            model=model,
+            api_key=key,
+            endpoint=endpoint,
+            timeout_s=timeout_s,
+            repeats=repeats,
+            progress=partial(report, f"observe {one.scenario.name}"),
+        )
+        folders.append(run.write(folder / one.scenario.name))
+    return folders

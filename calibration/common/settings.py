@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -34,3 +35,18 @@ FromList = BeforeValidator(as_tuple)
 def as_table(value: Any) -> Mapping[str, Any]:
     """Give `value` of a maybe unchecked file where it is a table, else an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def replaced(base: Any, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a deep copy of `base` with the values of `point` under their dotted keys."""
+    data = copy.deepcopy(dict(base))
+    for key, value in point.items():
+        *tables, last = key.split(".")
+        here = data
+        for table in tables:
+            inner = here.get(table)
+            if not isinstance(inner, dict):
+                here[table] = inner = {}
+            here = inner
+        here[last] = copy.deepcopy(value)
+    return data

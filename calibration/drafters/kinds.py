@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from calibration.common.errors import CalibrationError, did_you_mean
+from calibration.common.plugins import by_name
 from calibration.drafters.combined import MergedTrees, NgramBeforeModel, RetrievalFused
 from calibration.drafters.cut import EarlyExit, LayerSkip
 from calibration.drafters.distilled import Block, Distilled, Eagle, Kangaroo, Medusa
@@ -15,7 +16,7 @@ from calibration.drafters.dynamic_exit import DynamicExit
 from calibration.drafters.foreign import Foreign
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.nested import NestedExits
-from calibration.drafters.proposed import Memory, PromptLookup, Retrieval, Suffix, Trigram
+from calibration.drafters.proposed import FromOutside, Memory, PromptLookup, Retrieval, Suffix, Trigram
 from calibration.drafters.standalone import Standalone
 from calibration.drafters.trimmed import Trimmed
 from calibration.drafters.windowed import Windowed
@@ -45,8 +46,10 @@ AnyDrafter = Annotated[
     | RetrievalFused
     | Medusa
     | Eagle
-    | Block,
+    | Block
+    | FromOutside,
     Field(discriminator="kind"),
+    by_name("kind", "plugin"),
 ]
 """What a ``[[drafter]]`` of a job file can be."""
 

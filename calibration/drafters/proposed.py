@@ -21,6 +21,8 @@ import numpy as np
 from pydantic import Field
 
 from calibration.common.errors import CalibrationError
+from calibration.common.plugins import PluginTable, make_plugin, need
+from calibration.common.settings import Count
 from calibration.drafters.info import DrafterSettings
 from calibration.models.load import Verifier
 from calibration.proposers import (
@@ -33,6 +35,7 @@ from calibration.proposers import (
     maker,
 )
 from calibration.proposers.lookup import LookupSettings
+from calibration.proposers.protocol import Proposer
 from calibration.traces import TraceSet
 
 if TYPE_CHECKING:
@@ -216,3 +219,44 @@ class PromptLookup(DrafterSettings):
         info = self.made_of(ngram_max=self.ngram_max, ngram_min=self.ngram_min, match="earliest")
         info = info.model_copy(update={"max_draft_tokens": self.max_draft_tokens})
         return GivenDrafter(info, lambda: LookupProposer(sizes))
+
+
+class FromOutside(DrafterSettings):
+    """A proposer from outside, by the name of its entry point; written ``kind = "plugin:name"``.
+
+    The entry point is a callable (settings) -> proposer, see `calibration.proposers.protocol.Proposer`; it is called
+    once for every request.
+    """
+
+    paradigm: ClassVar[str] = "plugin"
+    kind: Literal["plugin"]
+    plugin: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    max_draft_tokens: Count = 20
+
+    @property
+    def default_name(self) -> str:
+        """Name where none is given: the entry point's."""
+        return self.plugin
+
+    def build(self, verifier: Verifier) -> GivenDrafter:
+        """Make the drafter; what does not take its settings is refused here."""
+        from calibration.drafters.given import GivenDrafter
+
+        table = PluginProposer(name=self.plugin, settings=self.settings)
+        place = f"drafter '{self.label}'"
+
+        def make() -> Proposer:
+            made: Proposer = make_plugin(table, place, CalibrationError)
+            need(made, ("extend", "propose"), "a proposer", self.plugin, place, CalibrationError)
+            return made
+
+        make()
+        told = {"paradigm": f"plugin:{self.plugin}", "max_draft_tokens": self.max_draft_tokens}
+        return GivenDrafter(self.made_of(**self.settings).model_copy(update=told), make)
+
+
+class PluginProposer(PluginTable):
+    """The entry point of `FromOutside`."""
+
+    group: ClassVar[str] = "paceline.drafters"

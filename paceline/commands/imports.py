@@ -211,6 +211,18 @@ def measured_run(folder: str, out: str, prompts: str, ngram_max: int, ngram_min:
     _write(imported, out)
 
 
+@import_.command("plugin")
+@click.argument("name")
+@click.argument("files", nargs=-1, required=True, type=_FILE)
+@_OUT
+@_ORIGIN
+def plugin(name: str, files: tuple[str, ...], out: str, seed: int, **options: Any) -> None:
+    """Import FILES with the importer NAME of another package (entry points of the group paceline.importers)."""
+    from calibration.importers.evidence import import_from_outside
+
+    _write(import_from_outside(name, files, origin=_origin(options), settings={"seed": seed}), out)
+
+
 def _write(imported: TraceSet, out: str) -> None:
     imported.write(out)
     for line in imported.manifest.notes:

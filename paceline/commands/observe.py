@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from paceline.terminal.progress import command_line, progress_bars, stage
+from paceline.terminal.progress import command_line, progress_bars
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -83,6 +83,7 @@ def observe(ctx: click.Context, /, **options: Any) -> None:
     The requests and arrivals are those of the simulated run. An interrupted call goes on where it stopped when the
     same command is given again.
     """
+    from analysis.fidelity.observing import observe as over_http
     from analysis.fidelity.observing import plans
 
     if not options["held_out"] and not options["fit"]:
@@ -92,10 +93,26 @@ def observe(ctx: click.Context, /, **options: Any) -> None:
     if options["engine"] == "own" and options["job"] is None:
         raise click.UsageError("--engine own needs --job")
     options["api_key"] = _api_key(ctx, options)
-    planned = plans(options["fit"], options["held_out"])
     out = Path(options["out"])
-    run = _in_process if options["url"] is None else _over_http
-    for folder in run(planned, out, options):
+    if options["url"] is None:
+        folders = _in_process(plans(options["fit"], options["held_out"]), out, options)
+    else:
+        with progress_bars() as progress:
+            folders = over_http(
+                options["url"],
+                options["held_out"],
+                out,
+                fit=options["fit"],
+                repeats=options["repeats"],
+                model=options["model"],
+                api_key=options["api_key"],
+                endpoint=options["endpoint"],
+                tokenizer=options["tokenizer"],
+                timeout_s=options["timeout"],
+                command=command_line(),
+                progress=progress,
+            )
+    for folder in folders:
         click.echo(str(folder))
 
 
@@ -159,28 +176,3 @@ def _openvino(planned: list[Planned], options: dict[str, Any]) -> tuple[Any, boo
             raise CalibrationError(f"{planned[0].path}: {rule}{did_you_mean(name, PUBLISHED)}")
         gguf = fetch_gguf(PUBLISHED[name])
     return openvino_engines(gguf, {name: options[name] for name in ("numerics", "num_kv_blocks")}), True
-
-
-def _over_http(planned: list[Planned], out: Path, options: dict[str, Any]) -> list[Path]:
-    from calibration.observe.prompts import with_text
-    from calibration.observe.run import Observation
-    from calibration.observe.run import observe as over_http
-
-    folders = []
-    with progress_bars() as progress:
-        for one in planned:
-            about = Observation(**one.about(out, command_line()))
-            run = over_http(
-                options["url"],
-                one.source,
-                with_text(one.prompts, options["tokenizer"]),
-                about,
-                model=options["model"],
-                api_key=options["api_key"],
-                endpoint=options["endpoint"],
-                timeout_s=options["timeout"],
-                repeats=options["repeats"],
-                progress=stage(progress, f"observe {one.scenario.name}"),
-            )
-            folders.append(run.write(out / one.scenario.name))
-    return folders

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from calibration.common.errors import ScenarioError, did_you_mean
 from calibration.common.settings import Count, Positive, Seconds, Table
@@ -19,7 +19,7 @@ from simulator.scenario.engine import EngineSettings
 from simulator.scenario.fleet import Batching, ReplicaRouting, Routing
 from simulator.scenario.inputs import InputFile, Placed
 from simulator.scenario.scenario import Costs, DrafterChoice, Replica, Scenario, TraceSource, cross_faults
-from simulator.scenario.stopping import NoSpeculation, Stopping, spelled_out
+from simulator.scenario.stopping import NoSpeculation, Stopping
 from simulator.scenario.workload import ClosedLoop, GammaArrivals, PiecewiseArrivals, PoissonArrivals
 
 CascadeWorkload = Annotated[
@@ -133,11 +133,6 @@ class Stage(Table):
     routing: ReplicaRouting | None = None
     kv: StageKv | None = None
     usd_per_hour: Positive | None = None
-
-    @field_validator("stopping", mode="before")
-    @classmethod
-    def _plugin_by_name(cls, stopping: Any) -> Any:
-        return spelled_out(stopping)
 
 
 class AnswerObjectives(Table):

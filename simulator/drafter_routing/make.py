@@ -14,6 +14,7 @@ import numpy as np
 
 from calibration.common.arrays import Floats, Ints, placed_rows, tell
 from calibration.common.errors import ScenarioError, did_you_mean
+from calibration.common.plugins import make_plugin, need
 from calibration.traces import TraceSet
 from simulator.drafter_routing.bandits import (
     KernelUcb,
@@ -23,7 +24,7 @@ from simulator.drafter_routing.bandits import (
     default_eta,
     kernel_matrix,
 )
-from simulator.drafter_routing.choice import Choice, ManySignals, Table
+from simulator.drafter_routing.choice import Choice, ManySignals, Newcomer, Table
 from simulator.drafter_routing.group import ByMeanConfidence, ByOracleRound, ByRequest, ByUnion, Door, Drafters
 from simulator.drafter_routing.hybrid import ByRoundRule, make_round_rule
 from simulator.drafter_routing.oracle import BestAlone, Foresight
@@ -230,9 +231,39 @@ def _choice(
             return _kernel_ucb(rule, materials[0])
         case settings.OracleRequest():
             return BestAlone(_foresight(rule, policy, prices, many), sequences.prompt_tokens)
+        case settings.PluginChoice():
+            return _FromOutside(rule, scenario.seed)
         case settings.OracleRound() | settings.ByConfidence() | settings.Merged() | ContextMatch() | Forecast():
             return None
     assert_never(rule)
+
+
+class _FromOutside:
+    """A choice that an entry point (settings, drafters, seed) -> choice makes; what it chooses is checked."""
+
+    def __init__(self, rule: settings.PluginChoice, seed: int) -> None:
+        self._name, self._place, self._arms = rule.name, "routing.drafter.policy", len(rule.drafters)
+        self._choice = make_plugin(rule, self._place, ScenarioError, rule.drafters, seed)
+        need(self._choice, ("choose",), "a choice of drafters", self._name, self._place, ScenarioError)
+
+    def choose(self, newcomer: Newcomer) -> int:
+        """Ask the choice."""
+        chosen = self._choice.choose(newcomer)
+        if isinstance(chosen, bool) or not isinstance(chosen, int | np.integer) or not 0 <= chosen < self._arms:
+            raise ScenarioError(
+                f"{self._place}: plugin '{self._name}' must choose a drafter by its number, from 0 to "
+                f"{self._arms - 1}, got {chosen!r}"
+            )
+        return int(chosen)
+
+    def learn(self, drafter: int, sequence: int, tokens_per_second: float) -> None:
+        """Tell the choice, if it learns."""
+        if hasattr(self._choice, "learn"):
+            self._choice.learn(drafter, sequence, tokens_per_second)
+
+    def describe(self) -> dict[str, Any]:
+        """Give what the choice tells of itself."""
+        return dict(self._choice.describe()) if hasattr(self._choice, "describe") else {}
 
 
 def _foresight(

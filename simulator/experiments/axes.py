@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.common.errors import ScenarioError
+from calibration.common.settings import replaced
 from simulator.experiments.replicate import replication_seeds, with_seed
 from simulator.scenario.loading import parse_scenario
 from simulator.scenario.scenario import Scenario
@@ -140,7 +140,7 @@ def plan_sweep(
     faults: dict[str, list[str]] = {}
     for point in points:
         try:
-            scenarios.append(parse_scenario(_replaced(tables, point), where="", folder=folder))
+            scenarios.append(parse_scenario(replaced(tables, point), where="", folder=folder))
         except ScenarioError as fault:
             for line in str(fault).split("\n"):
                 faults.setdefault(line.removeprefix(": "), []).append(name_of(point))
@@ -172,21 +172,6 @@ def _check_axes(axes: Mapping[str, tuple[Any, ...]], replications: Any, where: s
             faults.append(f"{key}: must not be an axis beside '{inside[0]}', which is inside it")
     if faults:
         raise ScenarioError("\n".join(f"{where}: {fault}" for fault in faults))
-
-
-def _replaced(base: Any, point: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a deep copy of `base` with the values of `point` under their dotted keys."""
-    data = copy.deepcopy(dict(base))
-    for key, value in point.items():
-        *tables, last = key.split(".")
-        here = data
-        for table in tables:
-            inner = here.get(table)
-            if not isinstance(inner, dict):
-                here[table] = inner = {}
-            here = inner
-        here[last] = copy.deepcopy(value)
-    return data
 
 
 def name_of(point: Mapping[str, Any]) -> str:

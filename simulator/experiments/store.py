@@ -20,13 +20,12 @@ from typing import Any
 
 from calibration.common.errors import PacelineWarning, ScenarioError
 from calibration.common.files import file_sha256, sha256
+from calibration.common.plugins import plugin_sha256, plugin_tables
 from calibration.common.version import code_sha256
 from calibration.common.version import paceline_version as package_version
 from calibration.traces import TraceSet
 from simulator.scenario.inputs import Known
 from simulator.scenario.scenario import Scenario
-from simulator.scenario.stopping import Plugin
-from simulator.stopping.make import plugin_sha256
 
 KEYS = "2: code, and the content of all that a scenario names"
 """What keys of cells cover. Cells kept under another are never found again."""
@@ -223,16 +222,14 @@ def cell_key(scenario: Scenario, traces: str | None = None, known: Known | None 
 
 
 def _plugin(scenario: Scenario) -> dict[str, str]:
-    """Give the sha256 of the code of third parties' policies in `scenario`, and of files that their settings name."""
+    """Give the sha256 of the code of third parties' kinds in `scenario`, and of files that their settings name."""
     found = {}
-    replicas = [(f"replica[{i}].", one.stopping) for i, one in enumerate(scenario.replica or ())]
-    for place, stopping in (("", scenario.stopping), *replicas):
-        if isinstance(stopping, Plugin):
-            found[f"{place}stopping.policy"] = plugin_sha256(stopping.name)
-            for text in _texts(stopping.settings):
-                for file in (scenario.locate(".") / text, Path(text)):
-                    if file.is_file():
-                        found[f"{place}stopping.settings={text}"] = file_sha256(file)
+    for place, table in plugin_tables(scenario):
+        found[place] = plugin_sha256(table.group, table.name)
+        for text in _texts(table.settings):
+            for file in (scenario.locate(".") / text, Path(text)):
+                if file.is_file():
+                    found[f"{place}.settings={text}"] = file_sha256(file)
     return found
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
+import numpy as np
+
+from calibration.common.arrays import Ints
 from calibration.common.errors import ScenarioError
+from calibration.common.plugins import make_plugin, need
 from calibration.traces import DrafterInfo
 from simulator.placement.asynchronous import Asynchronous
 from simulator.placement.layer_parallel import LayerParallel, grouped_draft
@@ -12,7 +16,7 @@ from simulator.placement.overlapped import Overlapped, Remote, ThinnedRuns
 from simulator.placement.servers import ManyServers
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
-from simulator.rounds.protocols import Placement, Serial
+from simulator.rounds.protocols import Placement, Played, Round, Serial
 from simulator.scenario import engine as settings
 from simulator.stopping import StoppingPolicy
 
@@ -47,7 +51,47 @@ def make_placement(
             return LayerParallel(prices.draft)
         case settings.SerialPlacement(pad_drafts=padded):
             return Serial(padded)
+        case settings.PluginPlacement():
+            return _FromOutside(chosen, max_num_seqs)
     assert_never(chosen)
+
+
+class _FromOutside:
+    """A placement that an entry point (settings, max_num_seqs) -> placement makes; what it plays is checked."""
+
+    def __init__(self, chosen: settings.PluginPlacement, max_num_seqs: int) -> None:
+        self._name, self._place = chosen.name, "placement.kind"
+        self._placement = make_plugin(chosen, self._place, ScenarioError, max_num_seqs)
+        need(self._placement, ("play",), "a placement", self._name, self._place, ScenarioError)
+
+    def opened(self, slots: Ints) -> None:
+        """Tell the placement, if it listens."""
+        if hasattr(self._placement, "opened"):
+            self._placement.opened(slots)
+
+    def play(self, round_: Round, left: Ints, policy: StoppingPolicy, replay: Replay) -> Played:
+        """Let the placement play."""
+        played = self._placement.play(round_, left, policy, replay)
+        fault = _fault(played, round_, left)
+        if fault is not None:
+            raise ScenarioError(f"{self._place}: plugin '{self._name}' must give a Played whose {fault}")
+        return cast(Played, played)
+
+
+def _fault(played: Any, round_: Round, left: Ints) -> str | None:
+    """Say what is wrong about a round that was played outside; None where nothing is."""
+    shape = f"integer arrays have shape ({round_.active},)"
+    for name in ("drafted", "accepted", "emitted"):
+        value = getattr(played, name, None)
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.shape != (round_.active,):
+            return f"{shape}, got {name} = {value!r}"
+    if (played.accepted < 0).any() or (played.accepted > played.drafted).any():
+        return "accepted is from 0 to drafted"
+    if (played.emitted < 1).any() or (played.emitted > np.minimum(played.accepted + 1, left)).any():
+        return "emitted is from 1 to accepted + 1, and no more than is left"
+    if not (np.isfinite(played.seconds) and played.seconds > 0 and played.draft_s >= 0 and played.verify_s >= 0):
+        return f"seconds are above zero, got {played.seconds}"
+    return None
 
 
 def _check(chosen: settings.Placement, policy: StoppingPolicy, replay: Replay) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from calibration.common.arrays import Floats, Ints
+from calibration.common.errors import CostError
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.pricing.grades import STATED, StepGrade, lowest_step_grade
 from simulator.pricing.observed import ObservedPrefill, ObservedStep, PromptTokens
@@ -75,6 +76,46 @@ class LinearStep:
     def describe(self) -> dict[str, Any]:
         """Give the constants and where they come from."""
         return {**self._cost.model_dump(exclude={"charged"}), "source": self._source}
+
+
+class PluginStep:
+    """Step times that an entry point (settings, model) -> cost gives; what it gives is checked.
+
+    Graded as stated: nothing here knows what they were fitted to.
+    """
+
+    def __init__(self, name: str, cost: Any, place: str) -> None:
+        self._name, self._cost, self._place = name, cost, place
+
+    def step_seconds(self, batch: Number, new_tokens: Number, context_tokens: Number) -> Any:
+        """Give seconds."""
+        seconds = np.asarray(self._cost.step_seconds(batch, new_tokens, context_tokens), dtype=np.float64)
+        shape = np.broadcast_shapes(np.shape(batch), np.shape(new_tokens), np.shape(context_tokens))
+        if seconds.shape != shape or not np.isfinite(seconds).all() or bool((seconds < 0).any()):
+            raise CostError(
+                f"{self._place}: plugin '{self._name}' must give seconds >= 0 in the shape of its arguments, "
+                f"{shape}, got {seconds}"
+            )
+        return seconds
+
+    def outside(self, batch: float, new_tokens: float, context_tokens: float) -> bool:
+        """Whether the plug-in says that it never measured such a step."""
+        return hasattr(self._cost, "outside") and bool(self._cost.outside(batch, new_tokens, context_tokens))
+
+    @property
+    def rests_on(self) -> str:
+        """Whose they are."""
+        return f"step times of plugin '{self._name}'"
+
+    @property
+    def grade(self) -> StepGrade:
+        """Grade of its seconds."""
+        return STATED
+
+    def describe(self) -> dict[str, Any]:
+        """Give what the plug-in tells of itself."""
+        told = dict(self._cost.describe()) if hasattr(self._cost, "describe") else {}
+        return {"kind": "plugin", "name": self._name} | told
 
 
 class DraftPerStep:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from calibration.common.errors import CostError, did_you_mean
+from calibration.common.plugins import make_plugin, need
 from calibration.traces import Manifest, ModelInfo, TraceSet
 from calibration.traces.manifest import CostConstants, FractionOfVerify, LinearCost
 from calibration.traces.paradigms import one_shot
@@ -14,6 +15,7 @@ from simulator.pricing.costs import (
     DraftPerRound,
     DraftPerStep,
     LinearStep,
+    PluginStep,
     Prices,
     Sharded,
     StepCost,
@@ -24,7 +26,7 @@ from simulator.pricing.observed_drafting import Drafting, Verified, fit_drafting
 from simulator.pricing.roofline import Operation, RooflineStep, roofline_step
 from simulator.pricing.steps import EngineSteps, read_steps
 from simulator.scenario.costs import Roofline
-from simulator.scenario.scenario import DrafterCost, Measured, Observed, Scenario, Stated, VerifierCost
+from simulator.scenario.scenario import DrafterCost, Measured, Observed, PluginCost, Scenario, Stated, VerifierCost
 
 
 def make_prices(scenario: Scenario, traces: TraceSet) -> Prices:
@@ -88,6 +90,9 @@ class _Pricing:
             return fit_step(traces.timings, name, "prefill"), fit_step(traces.timings, name, "verify")
         if isinstance(choice, Roofline):
             return _roofline(choice, "prefill"), _roofline(choice, "verify")
+        if isinstance(choice, PluginCost):
+            step_ = _from_outside(choice, "costs.verifier", traces.manifest.verifier)
+            return step_, step_
         source = "scenario"
         if isinstance(choice, Stated):
             choice, source = _constants(traces.manifest).verifier, _constants(traces.manifest).source
@@ -140,12 +145,21 @@ class _Pricing:
                     "drafts in one step, got 'roofline'"
                 )
             return DraftPerStep(_roofline(choice, "draft")), None
+        if isinstance(choice, PluginCost):
+            given = _from_outside(choice, f"costs.{place}", info)
+            return DraftPerRound(given, tokens=True) if in_one else DraftPerStep(given), None
         if isinstance(choice, FractionOfVerify):
             return DraftFraction(choice, source), None
         if not isinstance(choice, LinearCost):
             assert_never(choice)
         linear = LinearStep(choice, source)
         return DraftPerRound(linear, tokens=True) if choice.charged == "per_round" else DraftPerStep(linear), None
+
+
+def _from_outside(table: PluginCost, place: str, model: ModelInfo) -> PluginStep:
+    made = make_plugin(table, place, CostError, model)
+    need(made, ("step_seconds",), "a cost", table.name, place, CostError)
+    return PluginStep(table.name, made, place)
 
 
 def _roofline(choice: Roofline, operation: Operation) -> RooflineStep:

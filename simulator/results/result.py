@@ -163,6 +163,26 @@ class RunResult:
     requests: pa.Table
     iterations: pa.Table
 
+    def __repr__(self) -> str:
+        """Return five lines: what ran, how many requests in what time, throughput, latencies, what it rests on."""
+        told, speculates = self.summary, self.scenario.stopping
+        policy = getattr(speculates, "name", None) or speculates.policy
+        drafts = told.get("spec_decode_acceptance_length")
+        length = "" if drafts is None else f", {drafts:.2f} tokens a round"
+        slo = told.get("request_goodput")
+        good = "" if slo is None else f", goodput {slo:.3g} requests/s"
+        rests = told.get("provenance", {})
+        return "\n".join(
+            (
+                f"RunResult of '{self.scenario.name}', seed {self.scenario.seed}, stopping policy {policy}{length}",
+                f"  {told['completed']} requests, {self.iterations.num_rows} iterations in {told['duration']:.4g} s",
+                f"  {told['output_throughput']:.4g} tokens/s, {told['request_throughput']:.3g} requests/s{good}",
+                f"  mean TTFT {told['mean_ttft_ms']:.4g} ms, TPOT {told['mean_tpot_ms']:.4g} ms, "
+                f"P99 {told['p99_ttft_ms']:.4g} and {told['p99_tpot_ms']:.4g} ms",
+                f"  simulated: acceptance {rests.get('acceptance_grade')}, step times {rests.get('step_time_grade')}",
+            )
+        )
+
     @property
     def scenario_hash(self) -> str:
         """sha256 of the resolved scenario that was run."""

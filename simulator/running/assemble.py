@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import simpy
@@ -29,6 +29,7 @@ from simulator.serving.kv import Drafter, block_bytes, chain, num_blocks
 from simulator.serving.scheduler import Limits, make_order
 from simulator.serving.slots import Job
 from simulator.stopping import Material, StoppingPolicy, make_policy, policy_signals
+from simulator.stopping.make import Maker
 from simulator.workload import Source
 
 ReadTraces = Callable[[Scenario, TraceSource], TraceSet]
@@ -53,8 +54,16 @@ class Station:
     routed: Routed | None = None
 
 
-def stations(scenario: Scenario, traces: TraceSet, sequences: SequenceTable, read: ReadTraces) -> list[Station]:
+def stations(
+    scenario: Scenario,
+    traces: TraceSet,
+    sequences: SequenceTable,
+    read: ReadTraces,
+    given: Mapping[str, Maker] | None = None,
+) -> list[Station]:
     """Give every replica of `scenario`: a single one named "0" where it has no ``[[replica]]``.
+
+    `given`: stopping policies from outside that need no entry point, by name.
 
     Raises `CostError` or `ReplayError` where the recordings do not tell what a replica needs.
     """
@@ -67,7 +76,7 @@ def stations(scenario: Scenario, traces: TraceSet, sequences: SequenceTable, rea
     for replica, view, own in zip(replicas, views, sets, strict=True):
         for number in range(replica.count):
             material = None if view.drafter is None else Material(own, view.drafter.name, sequences)
-            policy = make_policy(view.stopping, view.engine.max_num_seqs, material)
+            policy = make_policy(view.stopping, view.engine.max_num_seqs, material, given)
             drafter = view.drafter.name if view.drafter is not None and policy is not None else None
             longest = None if policy is None else policy.longest_draft
             key = (id(own), drafter, longest, acceptance_drop(view.placement))

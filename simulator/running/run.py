@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import simpy
@@ -28,25 +28,38 @@ from simulator.scenario.loading import name_faults
 from simulator.scenario.scenario import Scenario, TraceSource
 from simulator.scenario.workload import block_tokens
 from simulator.serving.fleet import Fleet
-from simulator.stopping import OraclePolicy
+from simulator.stopping import OraclePolicy, StoppingPolicy
+from simulator.stopping.make import Maker
 from simulator.workload import Source, make_source
 
 
-def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progress | None = None) -> RunResult:
+def simulate(
+    scenario: Scenario,
+    traces: TraceSet | None = None,
+    progress: Progress | None = None,
+    *,
+    policy: StoppingPolicy | Maker | None = None,
+) -> RunResult:
     """Run `scenario` and give its result.
 
     `traces` replaces the TraceSet that the scenario names; `progress` hears (counted requests ended, in all).
+    `policy` takes the place of the scenario's stopping policy: a policy, for one replica and one run as it may
+    remember, or what makes one from (settings, max_num_seqs), such as a class. The result calls it
+    ``plugin:<its class>``; see docs/plugins.md.
     Replay is exact for greedy traces and exact in distribution for sampled ones. Same scenario, same TraceSet and
     same version give the same bytes.
 
     Raises `ScenarioError`, `TraceError`, `ReplayError` or `CostError`; warns with `ExtrapolationWarning`, once,
     where iterations were priced outside of what was measured.
     """
+    given: dict[str, Maker] | None = None
+    if policy is not None:
+        scenario, given = _with_policy(scenario, policy)
     inputs = scenario.inputs_sha256(without="traces")
     traces = traces if traces is not None else read_traces(scenario)
     _check_names(scenario, traces)
     sequences = select_sequences(traces, domains=scenario.traces.domains, drafter=drafter_names(scenario))
-    places = stations(scenario, traces, sequences, read_traces)
+    places = stations(scenario, traces, sequences, read_traces, given)
     source = make_source(scenario, sequences)
     tally = _Tally(progress, source.counted)
     env = simpy.Environment()
@@ -89,6 +102,22 @@ def simulate(scenario: Scenario, traces: TraceSet | None = None, progress: Progr
     }
     _warn(extrapolated, iterations.num_rows)
     return RunResult(scenario, summary, requests, iterations)
+
+
+def _with_policy(scenario: Scenario, policy: StoppingPolicy | Maker) -> tuple[Scenario, dict[str, Maker]]:
+    """Give `scenario` with `policy` as its stopping policy, and what makes it."""
+    if hasattr(policy, "draft_tokens") and not isinstance(policy, type):
+        name, made = type(policy).__name__, cast(StoppingPolicy, policy)
+        if sum(replica.count for replica in scenario.replica or ()) > 1:
+            raise ScenarioError(
+                f"policy: must be a class, or what makes one from (settings, max_num_seqs), for several replicas, "
+                f"which remember apart, got a '{name}'"
+            )
+        return scenario.replace("stopping", {"policy": f"plugin:{name}"}), {name: lambda settings, slots: made}
+    if not callable(policy):
+        raise ScenarioError(f"policy: must have draft_tokens, or make what has it, got {type(policy).__name__}")
+    name = getattr(policy, "__name__", type(policy).__name__)
+    return scenario.replace("stopping", {"policy": f"plugin:{name}"}), {name: policy}
 
 
 def evidence_of(scenarios: Iterable[Scenario], traces: TraceSet) -> Evidence:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from calibration.common.plugins import PluginTable, by_name
 from calibration.common.settings import Count, Fraction, Positive, Seconds, Table
 
 BLOCK_SIZE = 16
@@ -169,12 +170,22 @@ class LayerParallelPlacement(Table):
     acceptance_drop: Fraction
 
 
+class PluginPlacement(PluginTable):
+    """A placement from outside, by the name of its entry point; written ``kind = "plugin:name"``."""
+
+    replay: ClassVar[str] = "as the plug-in plays it"
+    group: ClassVar[str] = "paceline.placement"
+    kind: Literal["plugin"]
+
+
 Placement = Annotated[
     SerialPlacement
     | OverlappedPlacement
     | AsynchronousPlacement
     | ManyServersPlacement
     | RemotePlacement
-    | LayerParallelPlacement,
+    | LayerParallelPlacement
+    | PluginPlacement,
     Field(discriminator="kind"),
+    by_name("kind"),
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from calibration.common.plugins import PluginTable, by_name
 from calibration.common.settings import Count, Positive, Seconds, Table
 from simulator.scenario.engine import EngineKeys, engine_faults
 from simulator.scenario.routing import DrafterRouting, drafter_faults, routes_drafters
@@ -60,8 +61,17 @@ class PriorityClasses(Table):
     ageing_s: Positive | None = None
 
 
+class PluginOrder(PluginTable):
+    """An order from outside, by the name of its entry point; written ``policy = "plugin:name"``."""
+
+    group: ClassVar[str] = "paceline.batching"
+    policy: Literal["plugin"]
+
+
 Batching = Annotated[
-    FirstCome | ShortestPredicted | OracleShortest | EarliestDeadline | PriorityClasses, Field(discriminator="policy")
+    FirstCome | ShortestPredicted | OracleShortest | EarliestDeadline | PriorityClasses | PluginOrder,
+    Field(discriminator="policy"),
+    by_name("policy"),
 ]
 
 
@@ -106,8 +116,17 @@ class SessionHash(Table):
     policy: Literal["session_hash"]
 
 
+class PluginRouter(PluginTable):
+    """A router from outside, by the name of its entry point; written ``policy = "plugin:name"``."""
+
+    group: ClassVar[str] = "paceline.replica_routing"
+    policy: Literal["plugin"]
+
+
 ReplicaRouting = Annotated[
-    RoundRobin | LeastLoaded | PowerOfTwo | PrefixAffinity | SessionHash, Field(discriminator="policy")
+    RoundRobin | LeastLoaded | PowerOfTwo | PrefixAffinity | SessionHash | PluginRouter,
+    Field(discriminator="policy"),
+    by_name("policy"),
 ]
 
 

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from calibration.common.errors import ScenarioError, TraceError, did_you_mean
 from calibration.common.settings import as_table
-from calibration.common.toml import read_toml, sentences
+from calibration.common.toml import read_toml
 from calibration.traces import bundled_path
 from calibration.traces.traceset import read_domains, read_manifest
 from simulator.scenario.routing import unknown_names
-from simulator.scenario.scenario import Scenario, cross_faults
+from simulator.scenario.scenario import Scenario, checked
 
 
 def load_scenario(path: str | os.PathLike[str]) -> Scenario:
@@ -31,17 +29,12 @@ def parse_scenario(
     data: Mapping[str, Any], *, where: str = "scenario", folder: str | os.PathLike[str] = "."
 ) -> Scenario:
     """Give the scenario in `data`; `ScenarioError` names every fault after `where`."""
-    scenario, faults = None, []
-    try:
-        scenario = Scenario.model_validate(data).placed(folder)
-    except ValidationError as fault:
-        faults += sentences((error for error in fault.errors() if error["loc"]), Scenario)
-    faults += [f"{place}: {rule}" for place, rule in cross_faults(data)]
+    scenario, faults = checked(data)
     faults += _trace_faults(data, Path(folder))
     faults += _missing_files(data, Path(folder))
     if faults or scenario is None:
         raise ScenarioError("\n".join(f"{where}: {fault}" for fault in faults))
-    return scenario
+    return scenario.placed(folder)
 
 
 def _missing_files(data: Mapping[str, Any], folder: Path) -> list[str]:

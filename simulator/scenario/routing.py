@@ -6,11 +6,12 @@ Sections of ``[routing] drafter`` that choose drafter and draft length in every 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from calibration.common.errors import did_you_mean
+from calibration.common.plugins import PluginTable, by_name
 from calibration.common.settings import Count, Positive, Table, as_table
 from simulator.scenario.inputs import InputFile
 
@@ -230,6 +231,13 @@ class Merged(Candidates):
     policy: Literal["merged"]
 
 
+class PluginChoice(Candidates, PluginTable):
+    """A choice from outside, by the name of its entry point; written ``policy = "plugin:name"``."""
+
+    group: ClassVar[str] = "paceline.drafter_routing"
+    policy: Literal["plugin"]
+
+
 DrafterRouting = Annotated[
     StaticDrafter
     | ByDomain
@@ -243,8 +251,10 @@ DrafterRouting = Annotated[
     | OracleRound
     | Merged
     | ContextMatch
-    | Forecast,
+    | Forecast
+    | PluginChoice,
     Field(discriminator="policy"),
+    by_name("policy"),
 ]
 WITHOUT_LEARNING = ("none", "fixed", "by_batch", "oracle", "confidence", "specdec++")
 """Stopping policies that do not read drafted and accepted tokens, which mean something else in a merged draft."""

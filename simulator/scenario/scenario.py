@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from calibration.common.settings import Count, Positive, Seconds, Table
+from calibration.common.errors import ScenarioError
+from calibration.common.plugins import PluginTable, by_name
+from calibration.common.settings import Count, Positive, Seconds, Table, replaced
+from calibration.common.toml import sentences
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.scenario.costs import Roofline
 from simulator.scenario.engine import EngineKeys, EngineSettings, Placement, engine_faults
 from simulator.scenario.fleet import Batching, Outages, Routing, fleet_faults
 from simulator.scenario.inputs import BundledTraces, Placed, RunFolder, TraceFolder
 from simulator.scenario.routing import routes_drafters
-from simulator.scenario.stopping import NoSpeculation, Stopping, spelled_out
+from simulator.scenario.stopping import NoSpeculation, Stopping
 from simulator.scenario.workload import Workload, workload_faults
 
 
@@ -65,9 +68,20 @@ class Observed(Table):
     runs: Annotated[tuple[RunFolder, ...], Field(min_length=1, strict=False)]
 
 
-VerifierCost = Annotated[Measured | Stated | Observed | Roofline | LinearCost, Field(discriminator="kind")]
+class PluginCost(PluginTable):
+    """Step times from outside, by the name of the entry point; written ``kind = "plugin:name"``."""
+
+    group: ClassVar[str] = "paceline.costs"
+    kind: Literal["plugin"]
+
+
+VerifierCost = Annotated[
+    Measured | Stated | Observed | Roofline | LinearCost | PluginCost, Field(discriminator="kind"), by_name("kind")
+]
 DrafterCost = Annotated[
-    Measured | Stated | Observed | Roofline | LinearCost | FractionOfVerify, Field(discriminator="kind")
+    Measured | Stated | Observed | Roofline | LinearCost | FractionOfVerify | PluginCost,
+    Field(discriminator="kind"),
+    by_name("kind"),
 ]
 
 
@@ -130,11 +144,6 @@ class Replica(EngineKeys):
     costs: Costs | None = None
     failures: Outages | None = None
 
-    @field_validator("stopping", mode="before")
-    @classmethod
-    def _plugin_by_name(cls, stopping: Any) -> Any:
-        return spelled_out(stopping)
-
 
 class Scenario(Placed):
     """One simulation, complete: same scenario, same TraceSet, same version, same bytes."""
@@ -154,11 +163,6 @@ class Scenario(Placed):
     routing: Routing | None = None
     replica: Annotated[tuple[Replica, ...], Field(strict=False)] | None = None
 
-    @field_validator("stopping", mode="before")
-    @classmethod
-    def _plugin_by_name(cls, stopping: Any) -> Any:
-        return spelled_out(stopping)
-
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         faults = cross_faults(self.model_dump())
@@ -166,10 +170,32 @@ class Scenario(Placed):
             raise ValueError("; ".join(f"{place}: {rule}" for place, rule in faults))
         return self
 
+    def replace(self, key: str, value: Any) -> Scenario:
+        """Return the scenario with `value` under the dotted `key`, be it a number or a whole table.
+
+        >>> scenario.replace("stopping.draft_tokens", 3)  # doctest: +SKIP
+
+        Raises `ScenarioError` where the result breaks a rule.
+        """
+        changed, faults = checked(replaced(self.model_dump(mode="json", exclude_unset=True), {key: value}))
+        if changed is None:
+            raise ScenarioError("\n".join(f"{self.name}: {fault}" for fault in faults))
+        return changed.placed(self.locate("."))
+
     @property
     def speculates(self) -> bool:
         """Whether its policy drafts at all."""
         return self.stopping.policy != "none"
+
+
+def checked(data: Mapping[str, Any]) -> tuple[Scenario | None, list[str]]:
+    """Return the scenario in `data`, None where it breaks a rule, and a sentence for every fault."""
+    scenario, faults = None, []
+    try:
+        scenario = Scenario.model_validate(data)
+    except ValidationError as fault:
+        faults += sentences((error for error in fault.errors() if error["loc"]), Scenario)
+    return scenario, faults + [f"{place}: {rule}" for place, rule in cross_faults(data)]
 
 
 def cross_faults(data: Mapping[str, Any]) -> list[tuple[str, str]]:

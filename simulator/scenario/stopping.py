@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from calibration.common.plugins import PluginTable, by_name
 from calibration.common.settings import Count, Fraction, Inside, Natural, Table
 
-PLUGIN = "plugin:"
 """What the name of a third party's policy begins with."""
 
 
@@ -275,12 +275,11 @@ class TreeDraft(Table):
     shape: Shape
 
 
-class Plugin(Table):
-    """A third party's policy, by the name of its entry point; written ``policy = "plugin:name"``."""
+class Plugin(PluginTable):
+    """A policy from outside, by the name of its entry point; written ``policy = "plugin:name"``."""
 
+    group: ClassVar[str] = "paceline.stopping"
     policy: Literal["plugin"]
-    name: str
-    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 Stopping = Annotated[
@@ -301,14 +300,5 @@ Stopping = Annotated[
     | TreeDraft
     | Plugin,
     Field(discriminator="policy"),
+    by_name("policy"),
 ]
-
-
-def spelled_out(stopping: Any) -> Any:
-    """Give a ``[stopping]`` table with ``policy = "plugin:name"`` taken apart; anything else as it is."""
-    if not isinstance(stopping, dict):
-        return stopping
-    policy = stopping.get("policy")
-    if not isinstance(policy, str) or not policy.startswith(PLUGIN):
-        return stopping
-    return {**stopping, "policy": "plugin", "name": policy.removeprefix(PLUGIN)}

@@ -14,7 +14,17 @@ from typing import Protocol, TypeVar, assert_never
 
 import simpy
 
-from simulator.scenario.fleet import LeastLoaded, PowerOfTwo, PrefixAffinity, ReplicaRouting, RoundRobin, SessionHash
+from calibration.common.errors import ScenarioError
+from calibration.common.plugins import make_plugin, need
+from simulator.scenario.fleet import (
+    LeastLoaded,
+    PluginRouter,
+    PowerOfTwo,
+    PrefixAffinity,
+    ReplicaRouting,
+    RoundRobin,
+    SessionHash,
+)
 from simulator.serving.engine import Engine
 from simulator.serving.scheduler import Order
 from simulator.serving.slots import Job
@@ -145,9 +155,30 @@ def make_replica_policy(settings: ReplicaRouting, seed: int) -> ReplicaPolicy:
             return Affine(balance)
         case SessionHash():
             return Rendezvous(seed)
+        case PluginRouter():
+            return _FromOutside(settings, seed)
         case RoundRobin():
             return InTurn()
     assert_never(settings)
+
+
+class _FromOutside:
+    """A router that an entry point (settings, seed) -> router makes; what it chooses is checked."""
+
+    def __init__(self, settings: PluginRouter, seed: int) -> None:
+        self._name, self._place = settings.name, "routing.replica.policy"
+        self._router = make_plugin(settings, self._place, ScenarioError, seed)
+        need(self._router, ("choose",), "a router", self._name, self._place, ScenarioError)
+
+    def choose(self, job: Job, replicas: Sequence[R]) -> R:
+        """Ask the router."""
+        chosen: R = self._router.choose(job, replicas)
+        if not any(chosen is replica for replica in replicas):
+            raise ScenarioError(
+                f"{self._place}: plugin '{self._name}' must choose one of the {len(replicas)} replicas that it is "
+                f"given, got {chosen!r}"
+            )
+        return chosen
 
 
 _ALL = 1 << 60

@@ -21,6 +21,7 @@ import numpy as np
 
 from calibration.common.arrays import Ints
 from calibration.common.errors import ScenarioError
+from calibration.common.plugins import make_plugin, need
 from simulator.playback.replay import SequenceTable
 from simulator.rounds.log import Counters
 from simulator.scenario.fleet import (
@@ -28,6 +29,7 @@ from simulator.scenario.fleet import (
     EarliestDeadline,
     FirstCome,
     OracleShortest,
+    PluginOrder,
     PriorityClasses,
     ShortestPredicted,
 )
@@ -55,9 +57,29 @@ def make_order(settings: Batching | None, sequences: SequenceTable) -> Order:
                 return lambda request: float(request.priority)
             # Class - waited / ageing_s, compared between two requests, does not depend on the moment.
             return lambda request: request.arrival_s + ageing_s * request.priority
+        case PluginOrder():
+            return _from_outside(settings)
         case FirstCome() | None:
             return lambda request: request.arrival_s
     assert_never(settings)
+
+
+def _from_outside(settings: PluginOrder) -> Order:
+    """Give the order that an entry point (settings) -> callable(request) -> number makes."""
+    place = "batching.policy"
+    order = make_plugin(settings, place, ScenarioError)
+    need(order, ("__call__",), "a callable that takes a request", settings.name, place, ScenarioError)
+
+    def checked(request: Request) -> float:
+        key = order(request)
+        if isinstance(key, bool) or not isinstance(key, int | float | np.number) or math.isnan(float(key)):
+            raise ScenarioError(
+                f"{place}: plugin '{settings.name}' must give a number for every request, the smallest first, "
+                f"got {key!r}"
+            )
+        return float(key)
+
+    return checked
 
 
 def domain_means(sequences: SequenceTable) -> list[float]:

@@ -5,17 +5,14 @@ Stopping policies of third parties, found through entry points and checked in ev
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
-from importlib.metadata import entry_points
+from collections.abc import Callable, Mapping
 from typing import Any, assert_never
 
 import numpy as np
 
 from calibration.common.arrays import Ints
-from calibration.common.errors import ReplayError, ScenarioError, did_you_mean
-from calibration.common.files import joint_sha256
-from calibration.common.version import package_files
+from calibration.common.errors import ReplayError, ScenarioError
+from calibration.common.plugins import make_plugin, need
 from simulator.playback.recorded import Material
 from simulator.playback.replay import Replay
 from simulator.playback.signals import RecordedSignals, make_signals
@@ -29,13 +26,14 @@ from simulator.stopping.learned_signals import make_outlook
 from simulator.stopping.lengths import ByBatch, Fixed, Heuristic, Oracle, OracleCost, TreeDraft
 from simulator.trees.trees import Tree, TreeShape, dynamic_tree, rank_frequencies, static_tree, tree_table
 
-GROUP = "paceline.stopping"
-"""The entry point group."""
-_UNSEEN = uuid.uuid4().hex
+Maker = Callable[[dict[str, Any], int], StoppingPolicy]
+"""Makes a policy from its settings and ``max_num_seqs``."""
 
 
-def plugin_policy(name: str, settings: Mapping[str, Any], max_num_seqs: int) -> StoppingPolicy:
-    """Give the policy that the entry point `name` of group ``paceline.stopping`` makes.
+def plugin_policy(
+    table: settings.Plugin, max_num_seqs: int, given: Mapping[str, Maker] | None = None
+) -> StoppingPolicy:
+    """Give the policy that the entry point of `table` makes, or one of those `given` by name.
 
     The entry point is a callable (settings, max_num_seqs) -> policy, most simply a subclass of
     `simulator.stopping.Policy`. It must have ``draft_tokens`` and ``longest_draft``; what else a policy has is taken
@@ -45,26 +43,18 @@ def plugin_policy(name: str, settings: Mapping[str, Any], max_num_seqs: int) -> 
     ValueError, KeyError), where what it gives is not a policy, and, while it serves, where it reads what no engine
     knows or gives what are not draft lengths.
     """
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in known:
-        raise ScenarioError(
-            f"stopping.policy: no entry point of group '{GROUP}' is called '{name}'{did_you_mean(name, known)}"
-        )
-    try:
-        policy = known[name].load()(dict(settings), max_num_seqs)
-    except (TypeError, ValueError, KeyError) as fault:
-        raise ScenarioError(f"stopping.settings: plugin '{name}' does not take them ({fault})") from fault
+    name, place = table.name, "stopping.policy"
+    if given is not None and name in given:
+        policy: Any = given[name](dict(table.settings), max_num_seqs)
+    else:
+        policy = make_plugin(table, "stopping.policy", ScenarioError, max_num_seqs)
     if isinstance(policy, OraclePolicy):
         return _CheckedOracle(name, policy)
-    lacking = [part for part in ("draft_tokens", "longest_draft") if not hasattr(policy, part)]
-    if lacking:
-        raise ScenarioError(
-            f"stopping.policy: what plugin '{name}' makes must be a stopping policy; it has no {', '.join(lacking)}"
-        )
+    need(policy, ("draft_tokens", "longest_draft"), "a stopping policy", name, place, ScenarioError)
     longest = policy.longest_draft
     if not isinstance(longest, int | np.integer) or isinstance(longest, bool) or longest < 0:
         raise ScenarioError(
-            f"stopping.policy: longest_draft of plugin '{name}' must be a whole number >= 0, the most it ever asks "
+            f"{place}: longest_draft of plugin '{name}' must be a whole number >= 0, the most it ever asks "
             f"for, got {longest!r}"
         )
     return _Checked(name, policy)
@@ -137,28 +127,20 @@ def _lengths(name: str, asked: Any, round_: Round, longest: int | None) -> Ints:
     return asked.astype(np.int64, copy=False)
 
 
-def plugin_sha256(name: str) -> str:
-    """Give the sha256 of the code behind the entry point `name`: every file of the package that it comes from.
-
-    A plug-in whose code cannot be seen has another one in every process, so that nothing kept of it is used again.
-    """
-    found: dict[str, str] = {}
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            found |= {"point": point.value} | package_files(point.module.partition(".")[0])
-    return joint_sha256(found) if len(found) > 1 else _UNSEEN
-
-
 _RANKS = 16
 """Ranks that a Sequoia tree may use where no acceptance vector is given."""
 
 
 def make_policy(
-    stopping: settings.Stopping, max_num_seqs: int, material: Material | None = None
+    stopping: settings.Stopping,
+    max_num_seqs: int,
+    material: Material | None = None,
+    given: Mapping[str, Maker] | None = None,
 ) -> StoppingPolicy | None:
     """Give the policy that a scenario names; None where nothing is drafted at all (``none``).
 
-    `material` is what was recorded of its drafter; only trees need it. Raises `ReplayError` where the recording lacks
+    `material` is what was recorded of its drafter; only trees need it. `given`: policies from outside that need no
+    entry point. Raises `ReplayError` where the recording lacks
     what a tree needs and `ScenarioError` for a shape that is none and a plug-in that is not there.
     """
     match stopping:
@@ -180,8 +162,8 @@ def make_policy(
             if material is None:
                 raise ReplayError("stopping.policy: 'tree' needs the recording of a drafter")
             return TreeDraft(make_tree(shape, material))
-        case settings.Plugin(name=name, settings=given):
-            return plugin_policy(name, given, max_num_seqs)
+        case settings.Plugin():
+            return plugin_policy(stopping, max_num_seqs, given)
         case settings.Confidence(threshold=threshold, max_draft_tokens=longest):
             return ConfidenceThreshold(threshold, longest)
         case settings.AdaEDL():

@@ -25,7 +25,7 @@ from calibration.common.errors import ScenarioError, TraceError
 from calibration.measured import MeasuredRun
 from calibration.traces import TABLES, TraceSet, bundled_names, bundled_path, make_table
 from calibration.traces.traceset import FILES, seal
-from paceline import main
+from paceline.cli import main
 from paceline.terminal.runs import caption
 from simulator import simulate
 from simulator.cascade.items import read_items

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from distilled import tiny_corpus
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from replayed import GREEDY, SAMPLED, live, recorded, rows_of, same_rounds, walk
 from scipy import stats
@@ -159,7 +159,6 @@ def translated(make, tokens, count):
 
 
 @given(tokens=st.lists(st.integers(0, 299), max_size=20), before=TEXTS)
-@settings(deadline=None)
 def test_what_is_settled_stays_as_the_draft_grows(small, large, tokens, before):
     words = Correspondence.between(large, small)
     ngrams = words.ngrams(large.encode("".join(LINES)))

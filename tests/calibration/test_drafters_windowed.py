@@ -7,7 +7,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from replayed import GREEDY, SAMPLED, live, recorded, rows_of, same_rounds, written
 from tiny import random_prompts, tiny_verifier
@@ -148,7 +148,6 @@ def test_attention_received_is_that_of_whole_attention_maps(tiny):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(0, 6), st.integers(0, 60))
-@settings(deadline=None)
 def test_blocks_of_most_mass_are_kept(seed, tokens, first, stop):
     mass = torch.as_tensor(np.random.default_rng(seed).random(60))
     kept = choose_blocks(mass, tokens, first, stop).numpy()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,13 @@ import pytest
 from builders import felt_traces, iid_traces
 from scenarios import scenario
 
+from calibration.common import plugins
 from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, make_table
 from simulator import RunResult, Scenario, parse_scenario, simulate
 from simulator.rounds.protocols import Round
 from simulator.stopping import Fixed, OraclePolicy, Policy
-from simulator.stopping import make as plugins
 
 H100: dict[str, Any] = {
     "overhead_s": 1.207e-3,
@@ -185,6 +184,9 @@ def no_policy(settings: Mapping[str, Any], max_num_seqs: int) -> int:
     return 3
 
 
+GROUP = "paceline.stopping"
+
+
 @pytest.fixture
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {
@@ -195,8 +197,8 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
         "foreseeing": Foreseeing,
         "peeking": Peeking,
     }
-    points = [EntryPoint(name, f"fake:{name}", plugins.GROUP) for name in made]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == plugins.GROUP else [])
+    points = [EntryPoint(name, f"fake:{name}", GROUP) for name in made]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == GROUP else [])
     monkeypatch.setattr(EntryPoint, "load", lambda point: made[point.name])
 
 
@@ -284,21 +286,6 @@ def test_no_policy_is_given_an_array_of_what_is_to_come() -> None:
         simulate(named({"policy": "fixed", "draft_tokens": 3}), traces)
     assert seen
     assert set().union(*seen) == {"slots", "position", "context", "cursor"}
-
-
-def test_the_example_of_the_guide_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    guide = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {}
-    exec(compile(guide.split("```python\n")[1].split("```")[0], "docs/plugins.md", "exec"), names)
-    entry = tomllib.loads(guide.split("```toml\n")[1].split("```")[0])["project"]["entry-points"][plugins.GROUP]
-    chosen = tomllib.loads(guide.split("```toml\n")[2].split("```")[0])["stopping"]
-    assert list(entry) == ["halving"]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [EntryPoint("halving", entry["halving"], group)])
-    monkeypatch.setattr(EntryPoint, "load", lambda point: names["Halving"])
-    traces = iid_traces(0.5, np.random.default_rng(0), sequences=8, output_tokens=30)
-    table = simulate(named(chosen), traces).iterations.to_pandas()
-    full = table[(table["kind"] == "decode") & (table["active"] == 4)]
-    assert set(full["drafted_tokens"]) == {4 * 2}
 
 
 # --- facts

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from scenarios import random_runs, scenario, traces_of
 
 import simulator
+from calibration.common import plugins
 from calibration.common.errors import PacelineWarning, ScenarioError
 from calibration.common.version import code_sha256, package_files
 from calibration.measured.run import FILES as RUN_FILES
@@ -25,7 +26,6 @@ from simulator.cascade import CascadeScenario
 from simulator.experiments import store as stores
 from simulator.experiments.store import MIGRATIONS, Store, StoredCell, cell_key, traces_hash
 from simulator.scenario.inputs import mark_of
-from simulator.stopping import make as plugins
 
 CELL = StoredCell({"completed": 3, "mean_ttft_ms": 0.1}, (("ExtrapolationWarning", "beyond"),))
 
@@ -318,7 +318,7 @@ def test_keys_know_the_code_and_the_files_of_plugins(tmp_path: Path, monkeypatch
     (tmp_path / "weights.txt").write_text("1")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    points = [EntryPoint("theirs", "third_party_policy:Policy", plugins.GROUP)]
+    points = [EntryPoint("theirs", "third_party_policy:Policy", "paceline.stopping")]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points)
 
     def key(name: str = "theirs") -> str:
