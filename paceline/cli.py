@@ -6,15 +6,13 @@ import click
 
 from paceline.commands.cascade import cascade_command
 from paceline.commands.cascade import simulate_cascade as simulate_cascade_command
-from paceline.commands.grade import grade
 from paceline.commands.imports import import_
-from paceline.commands.observe import observe
-from paceline.commands.record import calibrate, distill, time_shapes_command
+from paceline.commands.observe import observe, validate
+from paceline.commands.record import calibrate, distill, grade, time_shapes_command
 from paceline.commands.simulate import compare_command, simulate_command, sweep_command
 from paceline.commands.study import demo, report
 from paceline.commands.traces import keys_command, traces
 from paceline.commands.tune import tune as tune_command
-from paceline.commands.validate import validate
 from paceline.terminal.progress import Failsafe
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from calibration.engines.protocol import DraftStep, EngineRequest, Step
+from calibration.engines.drive import DraftStep, EngineRequest, Step
 from calibration.measured import EngineInfo
 from calibration.traces import DeviceInfo
 

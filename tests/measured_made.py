@@ -16,7 +16,7 @@ import numpy as np
 from builders import manifest as trace_manifest
 from builders import run_lengths
 
-from calibration.common.toml_writing import dumps
+from calibration.common.toml import dumps
 from calibration.measured import EngineInfo, Manifest, MeasuredRun
 from calibration.traces import DeviceInfo, ModelInfo, TraceSet, make_table
 from simulator.playback.replay import select_sequences

@@ -16,7 +16,7 @@ from pypdf import PdfReader
 from tiny import save_tiny
 
 import paceline
-from calibration.common.toml_writing import dumps
+from calibration.common.toml import dumps
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
 

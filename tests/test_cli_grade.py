@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from paceline.commands.cascade import simulate_cascade
-from paceline.commands.grade import grade
+from paceline.commands.record import grade
 from paceline.terminal.progress import Failsafe
 
 main = Failsafe("paceline", commands={"grade": grade, "simulate-cascade": simulate_cascade})

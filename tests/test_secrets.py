@@ -17,7 +17,7 @@ from scenarios import LINEAR
 
 from calibration.common.errors import CalibrationError
 from calibration.common.secrets import HIDDEN, concealed, redacted, without_secrets
-from calibration.common.toml_writing import dumps
+from calibration.common.toml import dumps
 from calibration.measured import MeasuredRun
 from calibration.observe.client import Client, RefusedError
 from paceline.cli import main

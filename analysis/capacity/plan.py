@@ -14,13 +14,18 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 
 from analysis.capacity.findings import CapacityFindings, LengthTrial, Objective
-from analysis.capacity.load import arrivals, changed, check_workload, count_replicas, devices_per_replica, plain
 from analysis.capacity.sustain import (
     SHARES,
     TAIL_SHARE,
     TOLERANCE,
     WARMUP_SHARE,
     Sustained,
+    arrivals,
+    changed,
+    check_workload,
+    count_replicas,
+    devices_per_replica,
+    plain,
     policy_capacity,
     probe,
     saturation,

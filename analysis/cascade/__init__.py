@@ -5,7 +5,7 @@
 """
 
 from analysis.cascade.findings import CascadeFindings
-from analysis.cascade.hull import switch_points
+from analysis.cascade.published import switch_points
 from analysis.cascade.reading import bundled_tables, read_quality_table
 from analysis.cascade.study import study_cascade
 from analysis.cascade.table import QualityTable

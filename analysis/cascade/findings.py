@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analysis.cascade.hull import Switch
-from analysis.cascade.published import PublishedFacts
+from analysis.cascade.published import PublishedFacts, Switch
 from analysis.common.bootstrap import Estimate
 
 

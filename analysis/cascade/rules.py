@@ -13,8 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.cascade.crossfit import fit
-from analysis.cascade.predictor import MISSING, Predictor, features
+from analysis.cascade.predictor import MISSING, Predictor, features, fit
 from analysis.cascade.stopping import STOP, Move, Node, Ran, after, continue_above, solve
 from analysis.cascade.table import Cells, QualityTable, fit_cells
 from analysis.common.threads import one_thread

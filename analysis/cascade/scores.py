@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.random import Generator
 
+from analysis.cascade.curves import outcome
 from analysis.cascade.findings import BestAt, Bin, StageScores
-from analysis.cascade.policies import outcome
 from analysis.cascade.predictor import log_loss
 from analysis.cascade.rules import Choice
 from analysis.cascade.table import QualityTable

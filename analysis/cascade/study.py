@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from analysis.cascade.crossfit import FOLDS, Fold, crossfit
-from analysis.cascade.curves import best_fixed, evaluate, means, sums
+from analysis.cascade.curves import best_fixed, choices, evaluate, means, outcome, sets_needed, sums
 from analysis.cascade.findings import (
     CascadeFindings,
     FormLoss,
@@ -22,10 +21,8 @@ from analysis.cascade.findings import (
     StageScores,
     StageSummary,
 )
-from analysis.cascade.hull import switch_points
-from analysis.cascade.policies import choices, outcome, sets_needed
-from analysis.cascade.predictor import KINDS
-from analysis.cascade.published import published_facts
+from analysis.cascade.predictor import FOLDS, KINDS, Fold, crossfit
+from analysis.cascade.published import published_facts, switch_points
 from analysis.cascade.rules import Choice
 from analysis.cascade.scores import Together, score
 from analysis.cascade.table import QualityTable

@@ -1,4 +1,7 @@
-"""What was measured: the runs below a folder, and their summaries by the rules of the simulator's own."""
+"""What was measured: the runs below a folder, and their summaries by the rules of the simulator's own.
+
+Measured runs that come with the package.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,11 @@ from simulator.results.metrics import measured, request_latencies, spread, throu
 from simulator.results.result import measured_window, without_startup
 from simulator.scenario.loading import load_scenario
 from simulator.scenario.scenario import Scenario
+
+
+def bundled_runs() -> Path:
+    """Give the folder of the bundled measured runs: one sub-folder an engine, for `analysis.fidelity.validate`."""
+    return Path(__file__).parent / "bundled"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from calibration.common.errors import CalibrationError, ScenarioError, did_you_mean
 from calibration.common.progress import StageProgress
-from calibration.engines.protocol import Engine
+from calibration.engines.drive import Engine
 from calibration.engines.record import Condition, Recording, warm_up
 from calibration.observe.prompts import Prompt, recorded_prompts
 from calibration.traces import TraceSet

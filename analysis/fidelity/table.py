@@ -9,8 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.fidelity.counts import Count
-from analysis.fidelity.split import Split
+from analysis.fidelity.counts import Count, Split
 
 Role = Literal["fit", "held-out"]
 

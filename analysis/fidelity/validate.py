@@ -13,10 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from analysis.fidelity.counts import NOT_COUNTED, Count, counts
+from analysis.fidelity.counts import NOT_COUNTED, PARTS, Count, counts, split_error
 from analysis.fidelity.measured import MeasuredCondition, find_conditions, summaries, text_note
 from analysis.fidelity.predict import crossovers, own_steps, predict, predicted_scenario, price_notes
-from analysis.fidelity.split import PARTS, split_error
 from analysis.fidelity.table import QUANTITIES, Compared, Condition, Fidelity, Source
 from calibration.common.errors import PacelineError, ScenarioError, TraceError
 from calibration.common.files import write_whole
@@ -218,7 +217,7 @@ def to_csv(fidelity: Fidelity) -> str:
     """Give all comparisons as CSV, fitted ones too: acceptance first, then times, then whose the errors are.
 
     Errors are predicted / measured - 1. Rows ``split_..`` have an error alone: the part of that of the mean
-    end-to-end time (see `analysis.fidelity.split`).
+    end-to-end time (see `analysis.fidelity.counts`).
     """
     labels = list(dict.fromkeys(name for condition in fidelity.conditions for name in condition.labels))
     out = io.StringIO()

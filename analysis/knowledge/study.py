@@ -14,9 +14,8 @@ import numpy as np
 
 from analysis.common.bootstrap import DRAWS, ClusterBootstrap, describe, number
 from analysis.common.threads import one_thread
-from analysis.knowledge.compare import Replayed, paired_rows, transfer_cells
+from analysis.knowledge.compare import Replayed, cast, paired_rows, router_value, transfer_cells
 from analysis.knowledge.findings import KnowledgeFindings, PublishedRow
-from analysis.knowledge.router import cast, router_value
 from analysis.routing.served import Priced, cheap_prices, own_prices
 from calibration.common.errors import ReplayError, ReportError, did_you_mean
 from calibration.common.progress import Progress

@@ -1,8 +1,7 @@
 """Laws: forms, their fits and their comparison, and what the data say about size, training, context and batch."""
 
-from analysis.laws.batch import batch_laws, engine_batch_law, measured_batch_law
+from analysis.laws.batch import batch_laws, context_law, engine_batch_law, measured_batch_law
 from analysis.laws.comparison import FormComparison, FormError, Ranking, compare_forms
-from analysis.laws.context import context_law
 from analysis.laws.find import find_laws
 from analysis.laws.fit import FittedForm, fit_form
 from analysis.laws.forms import FORMS, Form, find_form

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.common.threads import one_thread
-from analysis.laws.batch import BATCHES, batch_laws, engine_batch_law
-from analysis.laws.context import context_law
+from analysis.laws.batch import BATCHES, batch_laws, context_law, engine_batch_law
 from analysis.laws.law import Law, LawFindings
 from analysis.laws.size import size_law, training_law
 from calibration.common.errors import PacelineError

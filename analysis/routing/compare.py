@@ -23,15 +23,16 @@ from analysis.routing.classifier import Guesses, cheapest
 from analysis.routing.findings import BatchRow, GrowthPoint, MeanOverOrders, PolicyRow, Verdict
 from analysis.routing.served import RequestTable, Server
 from calibration.common.arrays import Floats, Ints
-from simulator.drafter_routing.bandits import (
+from simulator.drafter_routing.choice import (
+    Choice,
     KernelUcb,
+    Newcomer,
     SlidingUcb,
     ThompsonSampling,
     Ucb1,
     default_eta,
     kernel_matrix,
 )
-from simulator.drafter_routing.choice import Choice, Newcomer
 from simulator.drafter_routing.prompts import domain_contexts
 
 Bandits = Mapping[str, Callable[[int], Choice]]

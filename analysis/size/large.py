@@ -15,16 +15,25 @@ import numpy as np
 from numpy.random import Generator
 
 from analysis.common.bootstrap import LEVEL, Estimate, number
-from analysis.size.family import made_shape
-from analysis.size.findings import Excluded, SizeCurve, SizePoint, SweetSpot
-from analysis.size.formula import tokens_per_round
+from analysis.size.facts import tokens_per_round
+from analysis.size.findings import (
+    Excluded,
+    SizeCurve,
+    SizePoint,
+    SweetSpot,
+    flat_words,
+    interval_text,
+    parameters_interval,
+    parameters_text,
+    scaled,
+    speedup_text,
+)
 from analysis.size.settings import Place, SizeSettings
-from analysis.size.sweetspot import find_spots, likely_best, shares_of
-from analysis.size.words import flat_words, interval_text, parameters_interval, parameters_text, scaled, speedup_text
+from analysis.size.sweetspot import find_spots, likely_best, made_shape, shares_of
 from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError, CostError
 from calibration.shapes.shapes import Shape, get_shape
-from simulator.hardware.kernels import Efficiencies
+from simulator.hardware.work import Efficiencies
 from simulator.pricing.roofline import RooflineStep, roofline_step
 
 SHARES = tuple(float(f"{n:.3g}") for n in np.geomspace(0.0007, 0.2, 24))

@@ -10,22 +10,24 @@ from numpy.random import Generator
 
 from analysis.common.bootstrap import LEVEL, ClusterBootstrap, Estimate, number
 from analysis.size.facts import SizedPair
-from analysis.size.family import Student, family_by_size
-from analysis.size.findings import LatencyLine, MeasuredFamily, SizeCurve, SizePoint, SweetSpot
+from analysis.size.findings import LatencyLine, MeasuredFamily, SizeCurve, SizePoint, SweetSpot, spot_statement
 from analysis.size.law import LawCurves, measured_laws
-from analysis.size.playback import (
+from analysis.size.settings import (
+    PROPORTIONAL,
+    ROOFLINE,
     Drafted,
     Prices,
     Requests,
+    Share,
+    SizeSettings,
     drafted_seconds,
     extrapolated,
     plain_seconds,
     played,
+    priced,
     round_seconds,
 )
-from analysis.size.settings import PROPORTIONAL, ROOFLINE, Share, SizeSettings, priced
-from analysis.size.sweetspot import Judged, find_spots, judge_sizes, shares_of
-from analysis.size.words import spot_statement
+from analysis.size.sweetspot import Judged, Student, family_by_size, find_spots, judge_sizes, shares_of
 from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 

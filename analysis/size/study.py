@@ -7,10 +7,12 @@ import numpy as np
 from analysis.common.threads import one_thread
 from analysis.size.extrapolated import extrapolate, published_optima
 from analysis.size.facts import Facts
-from analysis.size.findings import Extrapolation, MeasuredFamily, SizeCurve, SizeFindings, SweetSpot
-from analysis.size.measured import study_family
-from analysis.size.settings import RECORDED, SizeSettings
-from analysis.size.words import (
+from analysis.size.findings import (
+    Extrapolation,
+    MeasuredFamily,
+    SizeCurve,
+    SizeFindings,
+    SweetSpot,
     common_region,
     discrepancy_words,
     existing_words,
@@ -19,6 +21,8 @@ from analysis.size.words import (
     share_text,
     speedup_text,
 )
+from analysis.size.measured import study_family
+from analysis.size.settings import RECORDED, SizeSettings
 from calibration.traces import TraceSet
 
 

@@ -1,8 +1,12 @@
-"""The sweet spot of a curve of speed-up against size: its maximum, the flat region about it, the end of its gains."""
+"""The sweet spot of a curve of speed-up against size: its maximum, the flat region about it, the end of its gains.
+
+Drafters of one verifier that differ in size alone, as a TraceSet has them, and their shapes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +14,137 @@ from numpy.typing import NDArray
 
 from analysis.common.bootstrap import LEVEL, Bounds, Candidates, ClusterBootstrap, most, number
 from calibration.common.arrays import Floats
+from calibration.common.errors import CostError, ReplayError, did_you_mean
+from calibration.shapes.shapes import Shape
+from calibration.traces import TraceSet
+from calibration.traces.manifest import DrafterInfo, ModelInfo
+
+LEAST_SIZES = 3
+"""Sizes below which there is no curve to speak of."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """One drafter of the family.
+
+    ``share``: its parameters over the verifier's, both without embedding and head; ``share_in_all``: with them, None
+    where unknown.
+    """
+
+    name: str
+    parameters: int
+    share: float
+    share_in_all: float | None
+    layers: int | None
+    info: DrafterInfo
+
+
+def family_by_size(traces: TraceSet, drafters: Sequence[str] | None = None) -> tuple[Student, ...]:
+    """Give the drafters that differ in size alone, smallest first.
+
+    Left out, `drafters` are all that have parameters of their own besides the embedding and, where a recipe names the
+    domains that they were trained on, as many of them as any. Raises `ReplayError` for an unknown or sizeless drafter
+    and below three sizes.
+    """
+    manifest = traces.manifest
+    whole = manifest.verifier.parameters_non_embedding
+    if not whole:
+        raise ReplayError(f"manifest.json: verifier '{manifest.verifier.name}': needs parameters_non_embedding")
+    for name in drafters or ():
+        if name not in manifest.drafter_names:
+            raise ReplayError(
+                f"drafters: every one must be in the TraceSet, got '{name}'"
+                + did_you_mean(name, manifest.drafter_names)
+            )
+    known = [d for d in manifest.drafters if drafters is None or d.name in drafters]
+    sized = [d for d in known if d.parameters_non_embedding]
+    if drafters is not None and len(sized) < len(known):
+        missing = next(d.name for d in known if not d.parameters_non_embedding)
+        raise ReplayError(f"drafters: every one needs parameters_non_embedding, got none for '{missing}'")
+    if drafters is None:
+        widest = max((_domains(d) for d in sized), default=0)
+        sized = [d for d in sized if _domains(d) == widest]
+    found = {size: _student(d, size, whole, manifest.verifier.parameters) for d in sized if (size := _own(d))}
+    if len(found) < LEAST_SIZES:
+        raise ReplayError(f"drafters: a curve by size needs at least {LEAST_SIZES} sizes, got {len(found)}")
+    return tuple(found[size] for size in sorted(found))
+
+
+def _own(info: DrafterInfo) -> int:
+    return info.parameters_non_embedding or 0
+
+
+def _student(info: DrafterInfo, size: int, whole: int, in_all: int | None) -> Student:
+    every = info.parameters / in_all if info.parameters and in_all else None
+    return Student(info.name, size, size / whole, every, info.layers, info)
+
+
+def shape_of(info: ModelInfo, head_dim: int | None = None) -> Shape:
+    """Give the shape of a Llama-like model from its manifest entry; its MLP follows from its parameters.
+
+    `head_dim`: width of a head where it is not hidden size over heads. The embedding is taken to be the head. Raises
+    `CostError` where the entry says too little or is not of such a model.
+    """
+    facts = (info.layers, info.hidden_size, info.heads, info.kv_heads, info.vocabulary, info.parameters_non_embedding)
+    if any(fact is None for fact in facts):
+        raise CostError(f"manifest.json: '{info.name}': a roofline price needs its whole shape, got {facts}")
+    layers, hidden, heads, kv_heads, vocabulary, parameters = (int(fact or 0) for fact in facts)
+    width = head_dim or hidden // heads
+    attention = hidden * 2 * (heads + kv_heads) * width
+    rest = (parameters - hidden) / layers - attention - 2 * hidden
+    intermediate = rest / (3 * hidden)
+    if intermediate <= 0 or intermediate != int(intermediate):
+        raise CostError(
+            f"manifest.json: '{info.name}': its parameters must be those of a Llama-like decoder, got {parameters} "
+            f"for {layers} layers of width {hidden}"
+        )
+    return Shape(
+        info.name,
+        "llama",
+        layers,
+        hidden,
+        int(intermediate),
+        heads,
+        kv_heads,
+        vocabulary,
+        "manifest.json",
+        tied=True,
+        head_dim=width,
+    )
+
+
+def made_shape(parameters: float, layers: int, vocabulary: int) -> Shape:
+    """Give a decoder of about so many `parameters` in `layers` layers; made up, not published.
+
+    Proportions of published small decoders: a quarter as many KV heads as query heads (16), an MLP 3.5 times as wide
+    as the model, the embedding tied to the head. With hidden size h: 13 layers h^2 + vocabulary h parameters; h is
+    rounded to a multiple of 16. Raises `CostError` where not even the narrowest fits.
+    """
+    root = (vocabulary**2 + 52 * layers * parameters) ** 0.5
+    hidden = 16 * round((root - vocabulary) / (26 * layers) / 16)
+    if hidden < 16:
+        raise CostError(f"parameters: must suffice for {layers} layers and {vocabulary} tokens, got {parameters:g}")
+    return Shape(
+        f"{parameters:.2g} in {layers} layers",
+        "llama",
+        layers,
+        hidden,
+        hidden * 7 // 2,
+        16,
+        4,
+        vocabulary,
+        "made up",
+        tied=True,
+        head_dim=hidden // 16,
+    )
+
+
+def _domains(info: DrafterInfo) -> int:
+    """Domains that a drafter was trained on; 0 where that is not told."""
+    recipe = info.settings.get("recipe")
+    domains = recipe.get("domains") if isinstance(recipe, dict) else None
+    return len(domains) if isinstance(domains, list | tuple) else 0
+
 
 WITHIN = 0.02
 """The flat region reaches down to this share below the maximum."""

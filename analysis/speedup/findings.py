@@ -9,8 +9,7 @@ from analysis.common.bootstrap import DRAWS
 from analysis.common.records import from_json, to_json
 from analysis.speedup.acceptance import AcceptanceRow, DepthPoint
 from analysis.speedup.costfit import CostFit
-from analysis.speedup.schedule import Crossover, Schedule
-from analysis.speedup.speedup import BestLength, SpeedupCell
+from analysis.speedup.speedup import BestLength, Crossover, Schedule, SpeedupCell
 from calibration.common.errors import ReportError, ScenarioError
 from simulator.results.evidence import Evidence
 

@@ -22,8 +22,7 @@ from analysis.speedup.findings import (
     StudySettings,
 )
 from analysis.speedup.grid import Cell, CellRun, baselines, cell_scenario, grid_cells, requests_of, run_grid
-from analysis.speedup.schedule import Crossover, crossovers, schedules
-from analysis.speedup.speedup import BestLength, best_length, compare_lengths
+from analysis.speedup.speedup import BestLength, Crossover, best_length, compare_lengths, crossovers, schedules
 from calibration.common.errors import CostError, ReplayError
 from calibration.common.progress import Progress
 from calibration.proposers.lookup import lookup_runs

@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from analysis.common.bootstrap import LEVEL, Estimate, number
-from analysis.tuning.candidate import Candidate
-from analysis.tuning.findings import OracleGap, Rung, SensitivityPoint
-from analysis.tuning.goal import Goal
+from analysis.tuning.findings import Goal, OracleGap, Rung, SensitivityPoint
 from analysis.tuning.runs import Runs
+from analysis.tuning.space import Candidate
 from calibration.common.arrays import Floats
 
 METHOD = "Student's t over replications on common random numbers"

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.tuning.candidate import Base, Candidate
 from analysis.tuning.findings import BatchLength
 from analysis.tuning.runs import best_by_batch
+from analysis.tuning.space import Base, Candidate
 from calibration.traces import TraceSet
 
 MATCHES = (2, 3, 5)

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 
 from analysis.capacity import Objective, plan_capacity
 from analysis.capacity.findings import PolicyCapacity
-from analysis.capacity.load import at_rate, check_workload, count_replicas, saturated
+from analysis.capacity.sustain import at_rate, check_workload, count_replicas, saturated
 from analysis.common.bootstrap import Estimate
-from analysis.tuning.candidate import Candidate
-from analysis.tuning.findings import Judgement
-from analysis.tuning.goal import Goal
+from analysis.tuning.findings import Goal, Judgement
 from analysis.tuning.halving import Judge, interval, ratio_of_means
 from analysis.tuning.runs import FIRST_FRESH
+from analysis.tuning.space import Candidate
 from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.replicate import replication_seeds, with_seed

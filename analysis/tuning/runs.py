@@ -18,9 +18,8 @@ import numpy as np
 
 import calibration.common.errors
 from analysis.common.bootstrap import number
-from analysis.tuning.candidate import Base, Candidate
 from analysis.tuning.findings import BatchLength
-from analysis.tuning.space import fixed, nothing
+from analysis.tuning.space import Base, Candidate, fixed, nothing
 from calibration.common.arrays import Floats
 from calibration.common.errors import PacelineError, PacelineWarning, ScenarioError
 from calibration.common.progress import StageProgress

@@ -14,9 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.tuning.candidate import Base, Candidate, make_base
-from analysis.tuning.findings import BatchLength, Judgement, Plan, Scored, Skipped, TuneFindings
-from analysis.tuning.goal import ATTAINMENT, Goal, make_goal
+from analysis.tuning.findings import (
+    ATTAINMENT,
+    BatchLength,
+    Goal,
+    Judgement,
+    Plan,
+    Scored,
+    Skipped,
+    TuneFindings,
+    make_goal,
+)
 from analysis.tuning.halving import Judge, ascend, best_of, interval, oracle_gaps, sensitivity, widening
 from analysis.tuning.hybrids import hybrids
 from analysis.tuning.judging import (
@@ -32,10 +40,13 @@ from analysis.tuning.judging import (
 from analysis.tuning.plan import plan_by_clock, plan_by_user
 from analysis.tuning.runs import LEAST, Runs, batch_lengths, batch_sizes, grid, table
 from analysis.tuning.space import (
+    Base,
+    Candidate,
     budgets,
     by_batch,
     fixed,
     fixed_lengths,
+    make_base,
     neighbours,
     nothing,
     oracles,

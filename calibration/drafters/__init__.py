@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from calibration.drafters.kinds import AnyDrafter, build_drafter, parse_drafter
     from calibration.drafters.nested import NestedExits
     from calibration.drafters.proposed import Memory, PromptLookup, Retrieval, Suffix, Trigram
-    from calibration.drafters.standalone import Standalone
-    from calibration.drafters.trimmed import Trimmed
+    from calibration.drafters.standalone import Standalone, Trimmed
     from calibration.drafters.windowed import Windowed
     from calibration.models.drafter import Drafter
 

@@ -16,9 +16,8 @@ from calibration.models.load import Verifier
 from calibration.traces.manifest import DrafterInfo
 
 if TYPE_CHECKING:
-    from calibration.drafters.fused import FusedDrafter
     from calibration.drafters.info import AnyDrafter
-    from calibration.drafters.pairs import Before, Merged
+    from calibration.drafters.pairs import Before, FusedDrafter, Merged
     from calibration.models.drafter import Drafter
 
 
@@ -115,9 +114,9 @@ class RetrievalFused(DrafterSettings):
 
     def build(self, verifier: Verifier) -> FusedDrafter:
         """Make the drafter of its parts."""
-        from calibration.drafters.fused import FusedDrafter
         from calibration.drafters.given import GivenDrafter
         from calibration.drafters.lanes import ModelDrafter
+        from calibration.drafters.pairs import FusedDrafter
 
         first, second = _parts(self.first, self.second, verifier)
         for side, part, wanted in (("first", first, GivenDrafter), ("second", second, ModelDrafter)):

@@ -17,8 +17,7 @@ from calibration.drafters.foreign import Foreign
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.nested import NestedExits
 from calibration.drafters.proposed import FromOutside, Memory, PromptLookup, Retrieval, Suffix, Trigram
-from calibration.drafters.standalone import Standalone
-from calibration.drafters.trimmed import Trimmed
+from calibration.drafters.standalone import Standalone, Trimmed
 from calibration.drafters.windowed import Windowed
 from calibration.models.load import Verifier
 

@@ -22,8 +22,8 @@ from calibration.drafters.info import DrafterSettings
 from calibration.models.load import Verifier
 
 if TYPE_CHECKING:
+    from calibration.drafters.exits import NestedExitsDrafter
     from calibration.drafters.lanes import ModelDrafter
-    from calibration.drafters.nested_lane import NestedExitsDrafter
 
 
 def build_lane(settings: DrafterSettings, inner: DrafterSettings, verifier: Verifier) -> ModelDrafter:
@@ -70,7 +70,7 @@ class NestedExits(DrafterSettings):
 
     def build(self, verifier: Verifier) -> NestedExitsDrafter:
         """Make the drafter; `CalibrationError` where the exits do not fit the verifier or the student."""
-        from calibration.drafters.nested_lane import trained_exits, verifier_exits
+        from calibration.drafters.exits import trained_exits, verifier_exits
 
         if self.path is not None:
             return trained_exits(self, self.thresholds, verifier, self.path)

@@ -21,8 +21,8 @@ import numpy as np
 
 from calibration.common.errors import CalibrationError, MissingExtraError
 from calibration.common.files import fresh_folder
+from calibration.engines.drive import EngineRequest, Operation, Step
 from calibration.engines.openvino_plan import BLOCK_TOKENS, Account, Decode, OpenVinoSettings, Plan, plan_step
-from calibration.engines.protocol import EngineRequest, Operation, Step
 from calibration.measured.run import EngineInfo, Setting
 from calibration.proposers.lookup import NgramIndex
 from calibration.traces.surroundings import cpu_info
@@ -33,7 +33,7 @@ _TOKEN = 5
 
 
 class OpenVinoEngine:
-    """An OpenVINO GenAI pipeline as an engine of `calibration.engines.protocol`.
+    """An OpenVINO GenAI pipeline as an engine of `calibration.engines.drive`.
 
     `model` is a GGUF file or an IR folder, `name` what TraceSets call it. In the mode ``draft-model`` `draft_model`
     is the IR folder of the drafter (see `write_ir`), `draft_name` its name; drafting and verification are then one

@@ -28,13 +28,12 @@ from calibration.common.errors import CalibrationError, TraceError
 from calibration.common.files import begin_job
 from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
-from calibration.engines.drive import Clock, check_engine, drain, drive
-from calibration.engines.protocol import Engine, EngineRequest
+from calibration.engines.drive import Clock, Engine, EngineRequest, check_engine, drain, drive
 from calibration.measured.run import MARKER, TABLES, Manifest, MeasuredRun
 from calibration.observe.prompts import Prompt
 from calibration.observe.server import R, Source
-from calibration.traces.schema import build_table
 from calibration.traces.surroundings import software_versions
+from calibration.traces.validate import build_table
 
 _SOFTWARE = ("numpy", "pyarrow", "torch", "transformers", "openvino", "openvino-genai", "openvino-tokenizers")
 

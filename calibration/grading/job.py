@@ -13,8 +13,7 @@ from calibration.common.files import TABLE_SHA256, sha256, write_whole
 from calibration.common.progress import StageProgress
 from calibration.common.secrets import without_secrets
 from calibration.common.version import paceline_version
-from calibration.grading.builtin import builtin_items
-from calibration.grading.items import Item, digest, read_items
+from calibration.grading.builtin import Item, builtin_items, digest, read_items
 from calibration.grading.table import Grade, grade, paired, summary, to_csv
 from calibration.models.load import DeviceChoice, DtypeChoice, Verifier, load_verifier
 

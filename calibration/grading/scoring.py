@@ -18,7 +18,7 @@ from torch import Tensor
 
 from calibration.common.errors import CalibrationError
 from calibration.common.fetch import Advance
-from calibration.grading.items import Item
+from calibration.grading.builtin import Item
 
 PROMPT = (
     "Question: What is 2 + 3?\nAnswer: 5\n\n"

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.grading.items import Item
+from calibration.grading.builtin import Item
 
 COLUMNS = ("item", "domain", "stage", "correct", "cost", "confidence", "margin", "entropy", "item_prompt_tokens")
 _Z = 1.959963984540054

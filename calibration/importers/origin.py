@@ -1,4 +1,7 @@
-"""Where imported figures come from: what their user knows of the run, and the manifest that says so."""
+"""Where imported figures come from: what their user knows of the run, and the manifest that says so.
+
+Step costs on the command line, for recordings that come without timings.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import click
 
 from calibration.common.errors import TraceError
 from calibration.common.version import paceline_version
 from calibration.traces import DecodingInfo, DeviceInfo, DrafterInfo, Manifest, ModelInfo, PromptSource
-from calibration.traces.manifest import CostConstants, Grain
+from calibration.traces.manifest import CostConstants, DrafterCost, FractionOfVerify, Grain, LinearCost
 from calibration.traces.paradigms import paradigm_of
 
 MATERIAL_SHARE = 0.02
@@ -145,3 +151,48 @@ def prompt_source(path: Path, domain: str, requests: int) -> PromptSource:
     """Describe one imported file, with the sha256 of its bytes."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return PromptSource(name=path.name, sha256=digest, domain=domain, prompts=requests)
+
+
+def cost_constants(
+    verifier: str | None, drafters: tuple[str, ...], overhead: float, source: str
+) -> CostConstants | None:
+    """Read step costs as the command line states them; None without those of the verifier.
+
+    `verifier` is BASE,TOKEN,CONTEXT in seconds, each of `drafters` NAME=BASE,TOKEN,CONTEXT[,per_round] or
+    NAME=FRACTION; `click.UsageError` says which option is at fault.
+    """
+    if verifier is None:
+        if drafters or overhead:
+            raise click.UsageError("--drafter-cost and --overhead need --verifier-cost beside them")
+        return None
+    prices: dict[str, DrafterCost] = {}
+    for text in drafters:
+        name, found, numbers = text.partition("=")
+        if not found:
+            raise click.BadParameter(f"must be NAME=BASE,TOKEN,CONTEXT, got '{text}'", param_hint="--drafter-cost")
+        prices[name] = _drafter_cost(numbers)
+    return CostConstants(
+        source=source, verifier=_linear(verifier, "--verifier-cost"), drafters=prices, overhead_s=overhead
+    )
+
+
+def _drafter_cost(text: str) -> DrafterCost:
+    if "," not in text:
+        return FractionOfVerify(fraction=_numbers(text, 1, "--drafter-cost")[0])
+    charged = "per_round" if text.endswith(",per_round") else "per_step"
+    return _linear(text.removesuffix(",per_round").removesuffix(",per_step"), "--drafter-cost", charged)
+
+
+def _linear(text: str, option: str, charged: Any = "per_step") -> LinearCost:
+    base, token, context = _numbers(text, 3, option)
+    return LinearCost(base_s=base, per_token_s=token, per_context_token_s=context, charged=charged)
+
+
+def _numbers(text: str, count: int, option: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"must be {count} number(s), got '{text}'", param_hint=option) from None
+    if len(values) != count or min(values) < 0:
+        raise click.BadParameter(f"must be {count} number(s) >= 0, got '{text}'", param_hint=option)
+    return values

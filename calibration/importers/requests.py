@@ -16,7 +16,7 @@ from calibration.common.errors import TraceError
 from calibration.importers.origin import Origin, prompt_source
 from calibration.importers.reading import Collected
 from calibration.importers.rounds import Rounds, Tally, depth_rates, drafts_for, fill, rounds_of
-from calibration.observe.request_metrics import SpecMetrics
+from calibration.observe.answer import SpecMetrics
 from calibration.traces import TraceSet
 
 

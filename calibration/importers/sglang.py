@@ -44,7 +44,7 @@ from calibration.importers.aggregates import (
 from calibration.importers.origin import Origin, prompt_source
 from calibration.importers.reading import Object, count, counts, measure, read_objects, read_text
 from calibration.importers.requests import Request, Source, requests_to_traces
-from calibration.observe.request_metrics import SpecMetrics
+from calibration.observe.answer import SpecMetrics
 from calibration.traces import TraceSet
 from calibration.traces.paradigms import paradigm_of
 

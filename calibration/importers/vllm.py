@@ -47,8 +47,8 @@ from calibration.importers.origin import Origin, prompt_source
 from calibration.importers.reading import Object, check_files, count, read_objects, read_text
 from calibration.importers.requests import Request, Source, requests_to_traces
 from calibration.importers.spec_totals import SpecTotals, totals_of
+from calibration.observe.answer import SpecMetrics, read_spec_metrics
 from calibration.observe.prometheus import difference, parse_counters
-from calibration.observe.request_metrics import SpecMetrics, read_spec_metrics
 from calibration.traces import TraceSet
 
 _FINISHED = ("stop", "length")

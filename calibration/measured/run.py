@@ -30,8 +30,7 @@ from calibration.common.files import fresh_folder, parse_parquet, read_checked, 
 from calibration.common.secrets import Command
 from calibration.common.settings import Table
 from calibration.traces.manifest import DeviceInfo, Sealing, TableInfo, parse_versioned, sealings
-from calibration.traces.schema import Column, build_table
-from calibration.traces.validate import conform_to
+from calibration.traces.validate import Column, build_table, conform_to
 
 SCHEMA_VERSION = 1
 """Schema of measured runs that this version writes, and the newest that it reads."""

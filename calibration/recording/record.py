@@ -11,7 +11,7 @@ at t was accepted, given that x_t is emitted there. It follows from the acceptan
 Chen et al. (2023): P(accepted and emitted = v) = min(p(v), q(v)) and P(emitted = v) = p(v).
 
 *Start drafters* propose from every start, and their run lengths are measured one by one; see
-`calibration.recording.recorded_drafts`. All replays are exact, the sampled ones in distribution.
+`calibration.recording.reading`. All replays are exact, the sampled ones in distribution.
 """
 
 from __future__ import annotations
@@ -30,8 +30,16 @@ from calibration.drafters.lanes import ModelDrafter
 from calibration.models.drafter import Drafter, Drafts, Read, StartDrafter, Tap
 from calibration.models.lane import Output, rollout
 from calibration.models.sampling import numpy_generator
-from calibration.recording.reading import Reading, Stats, read_together, run_lengths
-from calibration.recording.recorded_drafts import Columns, leading_true, position_columns, rollout_columns
+from calibration.recording.reading import (
+    Columns,
+    Reading,
+    Stats,
+    leading_true,
+    position_columns,
+    read_together,
+    rollout_columns,
+    run_lengths,
+)
 from calibration.traces.manifest import DecodingInfo
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from calibration.drafters.timing import Cell, TimingGrid, measure
     from calibration.shapes.shapes import SHAPES, Shape, get_shape
-    from calibration.timing.cells import StepCell
     from calibration.timing.compose import composed, composing_errors, step_times, to_timings
     from calibration.timing.gridfile import (
         GridManifest,
+        StepCell,
         StepGrid,
         TimingJob,
         load_timing_job,
@@ -31,7 +31,7 @@ _HOME = {
     "Cell": "calibration.drafters.timing",
     "GridManifest": "calibration.timing.gridfile",
     "Shape": "calibration.shapes.shapes",
-    "StepCell": "calibration.timing.cells",
+    "StepCell": "calibration.timing.gridfile",
     "StepGrid": "calibration.timing.gridfile",
     "TimingGrid": "calibration.drafters.timing",
     "TimingJob": "calibration.timing.gridfile",

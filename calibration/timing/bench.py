@@ -24,7 +24,7 @@ from calibration.common.fetch import no_collection
 from calibration.models.clock import start_clock
 from calibration.models.fp8 import Fp8Linear
 from calibration.shapes.shapes import Shape
-from calibration.timing.cells import TORCH_NAMES, Dtype, Part, StepCell, timed_layers
+from calibration.timing.gridfile import TORCH_NAMES, Dtype, Part, StepCell, timed_layers
 
 Linear = Callable[[Tensor], Tensor]
 """x [..., in] to [..., out]."""

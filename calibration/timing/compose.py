@@ -8,9 +8,8 @@ import pandas as pd
 import pyarrow as pa
 
 from calibration.common.errors import CalibrationError, did_you_mean
-from calibration.timing.cells import TORCH_NAMES
-from calibration.timing.gridfile import CELL, StepGrid, grid_schema
-from calibration.traces.schema import make_table
+from calibration.timing.gridfile import CELL, TORCH_NAMES, StepGrid, grid_schema
+from calibration.traces.validate import make_table
 
 _KEY = [column.name for column in CELL]
 _HEAD_KEY = ["shape", "dtype", "graph", "operation", "batch", "new_tokens", "repeat"]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from calibration.models.clock import ENERGY_WINDOW_S
 from calibration.shapes.shapes import SHAPES, Shape
-from calibration.timing.cells import Dtype, StepCell, timed_layers
-from calibration.timing.gridfile import TimingJob
+from calibration.timing.gridfile import Dtype, StepCell, TimingJob, timed_layers
 from calibration.timing.run import cache_bytes, step_bytes, too_large, weight_bytes
 
 

@@ -28,8 +28,19 @@ from calibration.common.version import paceline_version
 from calibration.models.clock import energy_j
 from calibration.models.load import choose_device
 from calibration.shapes.shapes import SHAPES, Shape
-from calibration.timing.cells import StepCell, element_size, layer_bytes, timed_layers
-from calibration.timing.gridfile import TABLES, GridManifest, MissingCells, StepGrid, TimingJob, cells_of, grid_table
+from calibration.timing.gridfile import (
+    TABLES,
+    GridManifest,
+    MissingCells,
+    StepCell,
+    StepGrid,
+    TimingJob,
+    cells_of,
+    element_size,
+    grid_table,
+    layer_bytes,
+    timed_layers,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from calibration.traces.manifest import (
     ModelInfo,
     PromptSource,
 )
-from calibration.traces.schema import TABLES, arrow_schema, make_table
 from calibration.traces.traceset import TraceSet, bundled, bundled_names, bundled_path
+from calibration.traces.validate import TABLES, arrow_schema, make_table
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 from calibration.common.errors import TraceError, did_you_mean
 from calibration.common.files import fresh_folder, joint_sha256, parse_parquet, read_checked, sha256, write_whole
 from calibration.traces.manifest import SCHEMA_VERSION, Manifest, Sealing, TableInfo, parse_manifest, sealings
-from calibration.traces.schema import TABLES, arrow_schema
-from calibration.traces.validate import validate
+from calibration.traces.validate import TABLES, arrow_schema, validate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +42,7 @@ class _Read:
 class TraceSet:
     """One manifest and four tables that keep the contract; checked when built, read or written.
 
-    The tables are Arrow tables in the schemas of `calibration.traces.schema`. `frame` gives one as pandas.
+    The tables are Arrow tables in the schemas of `calibration.traces.validate`. `frame` gives one as pandas.
     """
 
     manifest: Manifest

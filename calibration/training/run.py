@@ -28,9 +28,8 @@ from calibration.trained.corpus import Text, find_corpora, read_corpora, read_co
 from calibration.trained.evaluate import Quality, by_domain
 from calibration.trained.folder import read_about
 from calibration.trained.trainees import load_trained
-from calibration.training.jobfile import DistillJob, OnlineTable, StudentTable
+from calibration.training.jobfile import TRAINING_DOMAINS, DistillJob, OnlineTable, StudentTable, training_prompts
 from calibration.training.online import make_stream, online_csv, serve, shifts
-from calibration.training.topics import TRAINING_DOMAINS, training_prompts
 from calibration.training.train import train_student
 
 

@@ -15,7 +15,17 @@ from calibration.verification.builders import (
     tree_table,
 )
 from calibration.verification.chains import BlockVerification, TokenLevel, TokenLevelChain
-from calibration.verification.common import Drafting, Law, Rule, Verdict, residual, total_variation
+from calibration.verification.common import (
+    Drafting,
+    Law,
+    NextToken,
+    RoundLaw,
+    RoundVerdict,
+    Rule,
+    Verdict,
+    residual,
+    total_variation,
+)
 from calibration.verification.delayed import (
     DelayedAction,
     DelayedExpansion,
@@ -23,9 +33,7 @@ from calibration.verification.delayed import (
     draw_delayed_tree,
     merge_branches,
 )
-from calibration.verification.drafting import draft_tuples, draw_tree, enumerate_trees
-from calibration.verification.estimate import AcceptanceEstimate, estimate_acceptance
-from calibration.verification.greedy import Greedy
+from calibration.verification.greedy import Greedy, Naive
 from calibration.verification.gumbel import (
     BeamNode,
     draw_drafts,
@@ -36,7 +44,6 @@ from calibration.verification.gumbel import (
     without_replacement_probability,
 )
 from calibration.verification.lossy import Judge, Lenient, Thresholds, Typical
-from calibration.verification.naive import Naive
 from calibration.verification.optimal import (
     Coupling,
     GreedyDrafts,
@@ -46,10 +53,9 @@ from calibration.verification.optimal import (
     optimal_coupling,
 )
 from calibration.verification.race import inclusion_probabilities
-from calibration.verification.recursive import Recursive, TopDown
-from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
+from calibration.verification.recursive import AcceptanceEstimate, Recursive, TopDown, estimate_acceptance
 from calibration.verification.traversal import Traversal
-from calibration.verification.trees import DraftTree, TreeShape
+from calibration.verification.trees import DraftTree, TreeShape, draft_tuples, draw_tree, enumerate_trees
 
 __all__ = [
     "AcceptanceEstimate",

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.common.errors import CalibrationError
+from calibration.verification.common import NextToken
 from calibration.verification.gumbel import top_k
-from calibration.verification.rounds import NextToken
 from calibration.verification.trees import TreeShape
 
 __all__ = [

@@ -21,6 +21,9 @@ from calibration.verification.common import (
     Drafting,
     Drafts,
     Law,
+    NextToken,
+    RoundLaw,
+    RoundVerdict,
     Sampled,
     distribution,
     draft_count,
@@ -31,7 +34,6 @@ from calibration.verification.common import (
     residual,
 )
 from calibration.verification.gumbel import draw_iid
-from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
 
 __all__ = ["BlockVerification", "TokenLevelChain"]
 

@@ -10,12 +10,10 @@ import numpy as np
 
 from calibration.common.errors import CalibrationError
 from calibration.verification.chains import TokenLevel
-from calibration.verification.common import Rule
-from calibration.verification.drafting import draft_tuples, drafting_of
+from calibration.verification.common import NextToken, RoundLaw, RoundVerdict, Rule
 from calibration.verification.gumbel import draw_iid
 from calibration.verification.recursive import law_from_the_root, verify_from_the_root
-from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
-from calibration.verification.trees import DraftTree
+from calibration.verification.trees import DraftTree, draft_tuples, drafting_of
 
 __all__ = ["DelayedAction", "DelayedExpansion", "best_action", "draw_delayed_tree", "merge_branches"]
 

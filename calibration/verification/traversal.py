@@ -10,10 +10,17 @@ import numpy as np
 
 from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError
-from calibration.verification.common import Drafting, distribution, draft_tokens, draw, without
-from calibration.verification.drafting import enumerate_trees
-from calibration.verification.rounds import NextToken, RoundLaw, RoundVerdict
-from calibration.verification.trees import DraftTree, TreeShape
+from calibration.verification.common import (
+    Drafting,
+    NextToken,
+    RoundLaw,
+    RoundVerdict,
+    distribution,
+    draft_tokens,
+    draw,
+    without,
+)
+from calibration.verification.trees import DraftTree, TreeShape, enumerate_trees
 
 __all__ = ["Traversal"]
 

@@ -234,7 +234,7 @@ def _write(imported: TraceSet, out: str) -> None:
 
 def _constants(options: dict[str, Any]) -> CostConstants | None:
     """Take the options of costs out of `options` and read them."""
-    from calibration.importers.cost_options import cost_constants
+    from calibration.importers.origin import cost_constants
 
     names = ("verifier_cost", "drafter_costs", "overhead", "cost_source")
     return cost_constants(*(options.pop(name) for name in names))

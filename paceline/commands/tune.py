@@ -56,8 +56,8 @@ def tune(scenario: str, out: str, engines: tuple[str, ...], models: tuple[str, .
 
     from analysis.tuning import TuneSettings, parse_slo
     from analysis.tuning import tune as search
-    from analysis.tuning.candidate import chosen_drafters
     from analysis.tuning.export import check_exports, export, parse_models
+    from analysis.tuning.space import chosen_drafters
     from analysis.tuning.write import check_folder, write_findings
     from reports.questions.tuning_figures import figure_files
     from simulator import load_scenario

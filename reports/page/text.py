@@ -1,6 +1,8 @@
 """Words and numbers as they appear in a report. Names come from users: they are shown, never interpreted.
 
 Acceptance as predicted and as engines counted it, and whose an error is: words and cells for all pages.
+
+Words for errors of predictions, shared by the document, the Markdown table and the terminal.
 """
 
 from __future__ import annotations
@@ -9,9 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 
 from analysis.common.bootstrap import Estimate
-from analysis.fidelity.counts import MATERIAL, NOT_COUNTED, Count, disagreements, number
-from analysis.fidelity.split import Split
-from analysis.fidelity.table import Condition, Fidelity
+from analysis.fidelity.counts import MATERIAL, NOT_COUNTED, Count, Split, disagreements, number
+from analysis.fidelity.table import Compared, Condition, Errors, Fidelity
 from analysis.speedup.findings import Findings
 from calibration.traces.grades import PER_ROUND, RECORDED, SYNTHESISED, Grade
 
@@ -208,3 +209,32 @@ def split_cells(split: Split) -> tuple[str, ...]:
     ]
     queue = f"{100 * split.queue:+.1f}%" + (f" (with {listing(mixed)})" if mixed else "")
     return (f"{100 * split.whole:+.1f}%", *apart, queue)
+
+
+SUMMARISED = {
+    "output_throughput": "throughput",
+    "speedup": "speed-up",
+    "mean_tpot_ms": "mean TPOT",
+    "p99_tpot_ms": "p99 TPOT",
+    "mean_ttft_ms": "mean TTFT",
+    "step_ms": "time of a round",
+    "spec_decode_acceptance_length": "accepted length",
+}
+"""Quantities that errors are summed up for, in this order -> short names."""
+
+
+def error_cells(errors: Errors) -> tuple[str, str, str, str, str]:
+    """Give n, median, worst, bias and spread as text."""
+    return (
+        count(errors.conditions),
+        f"{100 * errors.median:.1f}%",
+        f"{100 * errors.worst:.1f}%",
+        f"{100 * errors.bias:+.1f}%".replace("-", "\u2212"),
+        "\u2014" if errors.spread is None else f"{100 * errors.spread:.1f}%",
+    )
+
+
+def error_with_spread(one: Compared) -> str:
+    """Give the signed error in per cent, with the spread of the repeats behind ± where there were any."""
+    spread = "" if one.spread is None else f" ±{100 * one.spread:.1f}"
+    return f"{100 * one.error:+.1f}%{spread}"

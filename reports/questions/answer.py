@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from analysis.common.bootstrap import FEW, Estimate
 from analysis.speedup.findings import Findings
-from analysis.speedup.schedule import Crossover
-from analysis.speedup.speedup import BestLength, SpeedupCell
+from analysis.speedup.speedup import BestLength, Crossover, SpeedupCell
 from reports.page.document import Paragraph
 from reports.page.text import acceptance_label, estimate, listing, named
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis.capacity import CapacityFindings, PolicyCapacity
 from analysis.common.bootstrap import Estimate
 from reports.page.document import Block, Figure, Paragraph, Part, table
-from reports.page.style import styled
+from reports.page.drawing import styled
 from reports.page.text import DASH, breakable, count, listing, named, short
 from reports.questions.capacity_figures import capacity_curves
 

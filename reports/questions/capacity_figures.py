@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING
 
 from analysis.capacity import CapacityFindings, PolicyCapacity
 from analysis.common.bootstrap import Estimate
-from reports.page.drawing import Drawing, bars, draw_line, need, new_figure, or_nan, record
-from reports.page.style import INK, REFERENCE, look, to_svg
+from reports.page.drawing import (
+    INK,
+    REFERENCE,
+    Drawing,
+    bars,
+    draw_line,
+    look,
+    need,
+    new_figure,
+    or_nan,
+    record,
+    to_svg,
+)
 from reports.page.text import short
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 
 from analysis.cascade.findings import CascadeFindings, PolicyPoint, StageRange
-from analysis.cascade.hull import Switch
+from analysis.cascade.published import Switch
 from analysis.common.bootstrap import Estimate
 from reports.page.document import Block, Bullets, Figure, Paragraph, Part, Table, table
-from reports.page.style import styled
+from reports.page.drawing import styled
 from reports.page.text import DASH, estimate, listing, named, short, signed
 from reports.questions.cascade_figures import (
     SHORT,

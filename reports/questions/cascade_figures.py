@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.cascade.findings import CascadeFindings, PolicyCurve, PolicyPoint, StageScores
 from analysis.common.bootstrap import Estimate
-from reports.page.drawing import Drawing, bars, need, new_figure, or_nan
-from reports.page.style import INK, REFERENCE, look, to_svg
+from reports.page.drawing import INK, REFERENCE, Drawing, bars, look, need, new_figure, or_nan, to_svg
 from reports.page.text import estimate, plain, short
 
 if TYPE_CHECKING:

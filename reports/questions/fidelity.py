@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 
 from analysis.fidelity.table import QUANTITIES, TARGETS, Condition, Fidelity, Source, errors_of, missed
 from reports.page.document import Block, Bullets, Figure, Paragraph, Part, Section, table
-from reports.page.errors import SUMMARISED, error_cells, error_with_spread
 from reports.page.text import (
     COUNT_HEADER,
     COUNT_NOTE,
     SPLIT_DEFINITION,
     SPLIT_HEADER,
     SPLIT_NOTE,
+    SUMMARISED,
     acceptance_sentence,
     breakable,
     count_cells,
     counted,
+    error_cells,
+    error_with_spread,
     far_off,
     plain,
     short,

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.fidelity.table import QUANTITIES, Compared, Condition, Crossover, Fidelity, errors_of
-from reports.page.drawing import Drawing, need, new_figure
-from reports.page.style import INK, REFERENCE, look, styled, to_svg
+from reports.page.drawing import INK, REFERENCE, Drawing, look, need, new_figure, styled, to_svg
 from reports.page.text import TIMES, listing, plain, short
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis.speedup.findings import Findings
-from reports.page.drawing import Drawing
-from reports.page.style import styled
+from reports.page.drawing import Drawing, styled
 from reports.questions import speedup_figures as acceptance
 from reports.questions import speedup_figures as costs
 from reports.questions import speedup_figures as speedup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from analysis.knowledge.findings import KnowledgeFindings, PairedRow, RouterValue
 from reports.page.document import Block, Figure, Paragraph, Part, table
-from reports.page.style import styled
+from reports.page.drawing import styled
 from reports.page.text import breakable, count, estimate, listing, named, percent, short
 from reports.questions.knowledge_figures import costs_label, paired_forest, router_curves, sample_label, transfer_map
 

@@ -10,7 +10,7 @@ from analysis.laws import FittedForm, Law, LawFindings, Ranking
 from analysis.laws.law import PUBLISHED_FORM
 from calibration.common.errors import ReportError
 from reports.page.document import Block, Figure, Paragraph, Part, table
-from reports.page.style import styled
+from reports.page.drawing import styled
 from reports.page.text import DASH, listing
 from reports.questions.laws_figures import brief, law_figure
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.laws import FormComparison, Law, Ranking
-from reports.page.drawing import Drawing, bars, need, new_figure
-from reports.page.style import INK, REFERENCE, look, to_svg
+from reports.page.drawing import INK, REFERENCE, Drawing, bars, look, need, new_figure, to_svg
 from reports.page.text import count, listing, short
 
 if TYPE_CHECKING:

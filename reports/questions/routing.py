@@ -7,8 +7,7 @@ import dataclasses
 from analysis.common.bootstrap import Estimate
 from analysis.routing.findings import BatchRow, PolicyRow, PricedRouting, RoutingFindings
 from reports.page.document import Block, Figure, Paragraph, Part, table
-from reports.page.drawing import Drawing
-from reports.page.style import styled
+from reports.page.drawing import Drawing, styled
 from reports.page.text import breakable, estimate, listing, named, percent, short
 from reports.questions.routing_figures import (
     costs_label,

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 from analysis.common.bootstrap import Estimate
 from analysis.routing.findings import ClassifierQuality, MeanOverOrders, PolicyRow, PricedRouting, RoutingFindings
 from analysis.routing.served import cost_words
-from reports.page.drawing import Drawing, add_key, bars, draw_line, need, new_figure, or_nan
-from reports.page.style import INK, REFERENCE, look, to_svg
+from reports.page.drawing import (
+    INK,
+    REFERENCE,
+    Drawing,
+    add_key,
+    bars,
+    draw_line,
+    look,
+    need,
+    new_figure,
+    or_nan,
+    to_svg,
+)
 from reports.page.text import estimate, listing, short
 
 if TYPE_CHECKING:

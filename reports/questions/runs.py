@@ -8,8 +8,8 @@ from typing import Any
 from analysis.common.bootstrap import Estimate
 from calibration.traces.grades import told_grade
 from reports.page.document import Block, Figure, Paragraph, Part, table
+from reports.page.drawing import styled
 from reports.page.inputs import Summed
-from reports.page.style import styled
 from reports.page.text import breakable, count, listing, named, short
 from reports.questions.capacity import rate
 from reports.questions.runs_figures import contrast_ratios

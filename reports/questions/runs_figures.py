@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.common.bootstrap import Estimate
-from reports.page.drawing import Drawing, bars, need, new_figure, or_nan, record
-from reports.page.style import INK, look, to_svg
+from reports.page.drawing import INK, Drawing, bars, look, need, new_figure, or_nan, record, to_svg
 from reports.page.text import short
 
 _MOST = 10

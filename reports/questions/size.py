@@ -19,8 +19,6 @@ from analysis.size.findings import (
     PairFact,
     SizeCurve,
     SpeedCheck,
-)
-from analysis.size.words import (
     common_region,
     discrepancy_words,
     interval_text,
@@ -32,7 +30,7 @@ from analysis.size.words import (
     speedup_text,
 )
 from reports.page.document import Block, Figure, Paragraph, Part, Table, table
-from reports.page.style import styled
+from reports.page.drawing import styled
 from reports.page.text import breakable, estimate, listing, short
 from reports.questions import size_figures as figures
 

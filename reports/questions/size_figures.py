@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.common.bootstrap import Estimate
-from analysis.size.findings import Extrapolation, MeasuredFamily, Optimum, SizeCurve, SizePoint
-from analysis.size.words import common_region, parameters_text, share_text
-from reports.page.drawing import Drawing, bars, draw_line, need, new_figure, or_nan
-from reports.page.style import INK, REFERENCE, look, to_svg
+from analysis.size.findings import (
+    Extrapolation,
+    MeasuredFamily,
+    Optimum,
+    SizeCurve,
+    SizePoint,
+    common_region,
+    parameters_text,
+    share_text,
+)
+from reports.page.drawing import INK, REFERENCE, Drawing, bars, draw_line, look, need, new_figure, or_nan, to_svg
 from reports.page.text import TIMES, short
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ from analysis.speedup.costfit import CostFit
 from analysis.speedup.findings import Findings
 from analysis.speedup.speedup import BestLength, SpeedupCell
 from reports.page.drawing import (
+    INK,
+    REFERENCE,
     Drawing,
     add_key,
     bars,
@@ -22,13 +24,14 @@ from reports.page.drawing import (
     label,
     label_below,
     label_beside,
+    look,
     need,
     new_figure,
     or_nan,
     panels,
     record,
+    to_svg,
 )
-from reports.page.style import INK, REFERENCE, look, to_svg
 from reports.page.text import TIMES, estimate, short, signed, sim_label
 from reports.questions.answer import judged
 

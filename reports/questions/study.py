@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from analysis.speedup.findings import Findings
 from reports.page.document import Figure, Paragraph, Part
-from reports.page.style import styled
+from reports.page.drawing import styled
 from reports.questions import speedup_figures as speedup
 from reports.questions.answer import explanation, question, study_guidelines, verdict
 from reports.questions.speedup import summary

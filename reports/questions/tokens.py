@@ -8,8 +8,7 @@ from analysis.common.bootstrap import Estimate
 from analysis.tokens import HazardCurve, HeldOut, Regression, Score, TokenFindings
 from analysis.tokens.heldout import BASE, CONFIDENCE, FOLDS, NEW_DRAFTER, NEW_PROMPT, SEEN_PROMPT
 from reports.page.document import Block, Figure, Paragraph, Part, table
-from reports.page.drawing import Drawing
-from reports.page.style import styled
+from reports.page.drawing import Drawing, styled
 from reports.page.text import breakable, count, estimate, listing, short
 from reports.questions.tokens_figures import calibration_figure, hazard_figure, odds_figure, sample_label
 

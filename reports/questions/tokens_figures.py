@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Any
 from analysis.common.bootstrap import Estimate
 from analysis.tokens import HazardCurve, HeldOut, Regression, Score, TokenFindings
 from analysis.tokens.heldout import CONFIDENCE, NEW_PROMPT
-from reports.page.drawing import Drawing, add_key, bars, label_below, label_beside, need, new_figure
-from reports.page.style import INK, REFERENCE, look, to_svg
+from reports.page.drawing import (
+    INK,
+    REFERENCE,
+    Drawing,
+    add_key,
+    bars,
+    label_below,
+    label_beside,
+    look,
+    need,
+    new_figure,
+    to_svg,
+)
 from reports.page.text import count, short
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from analysis.common.bootstrap import Estimate
 from analysis.tuning.findings import Export, Scored, TuneFindings
 from analysis.tuning.halving import METHOD
 from reports.page.document import Block, Bullets, Figure, Paragraph, Part, table
-from reports.page.drawing import Drawing
-from reports.page.style import styled
+from reports.page.drawing import Drawing, styled
 from reports.page.text import DASH, breakable, estimate, listing, named, percent, plain
 from reports.questions.tuning_figures import drawings
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.tuning.findings import BatchLength, SensitivityPoint, TuneFindings
 from analysis.tuning.hybrids import MATCH
-from reports.page.drawing import Drawing, bars, draw_line, need, new_figure, or_nan
-from reports.page.style import INK, look, to_svg
+from reports.page.drawing import INK, Drawing, bars, draw_line, look, need, new_figure, or_nan, to_svg
 from reports.page.text import plain, short
 
 if TYPE_CHECKING:
@@ -203,7 +202,7 @@ def drawings(findings: TuneFindings) -> tuple[Drawing, ...]:
 
 def figure_files(findings: TuneFindings) -> dict[str, str]:
     """Give every figure as SVG and its data as CSV, by file name."""
-    from reports.page.style import styled
+    from reports.page.drawing import styled
 
     files = {}
     with styled():

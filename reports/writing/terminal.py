@@ -98,7 +98,7 @@ def fidelity_table(fidelity: Fidelity) -> Table:
     from rich.text import Text
 
     from analysis.fidelity.table import QUANTITIES, errors_of, missed
-    from reports.page.errors import SUMMARISED, error_cells
+    from reports.page.text import SUMMARISED, error_cells
 
     late = {(source, name) for source, name, *_ in missed(fidelity)}
     table = Table(

@@ -25,7 +25,7 @@ from simulator.cascade.items import ItemTable, Transfer, read_items, transfer
 from simulator.cascade.scenario import Always, Assigned, CascadeScenario, Stage, Threshold
 from simulator.cascade.summing import CascadeResult, StageRun, requests_of, summarise
 from simulator.playback.replay import SequenceTable, select_sequences
-from simulator.results.record import Record
+from simulator.results.result import Record
 from simulator.running.assemble import Station, make_fleet, members, stations
 from simulator.running.run import read_traces
 from simulator.serving.fleet import Fleet

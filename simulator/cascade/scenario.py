@@ -15,8 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from calibration.common.errors import ScenarioError, did_you_mean
 from calibration.common.settings import Count, Positive, Seconds, Table
 from calibration.common.toml import read_toml, sentences
-from simulator.scenario.engine import EngineSettings
-from simulator.scenario.fleet import Batching, ReplicaRouting, Routing
+from simulator.scenario.fleet import Batching, EngineSettings, ReplicaRouting, Routing
 from simulator.scenario.inputs import InputFile, Placed
 from simulator.scenario.scenario import Costs, DrafterChoice, Replica, Scenario, TraceSource, cross_faults
 from simulator.scenario.stopping import NoSpeculation, Stopping

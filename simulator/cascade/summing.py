@@ -25,7 +25,7 @@ from simulator.cascade.scenario import AnswerObjectives, CascadeScenario, Stage
 from simulator.playback.replay import SequenceTable
 from simulator.results.evidence import graded
 from simulator.results.metrics import acceptance, request_latencies, spread
-from simulator.results.record import Record, iterations_table, requests_table
+from simulator.results.result import Record, iterations_table, requests_table
 from simulator.running.assemble import Station
 from simulator.scenario.inputs import traces_identity
 from simulator.workload import Source

@@ -17,11 +17,17 @@ from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator.drafter_routing.group import Drafters
 from simulator.drafter_routing.prompts import equal_rows, token_counts
-from simulator.playback.predictor import logistic
-from simulator.playback.recorded import Material
 from simulator.playback.replay import UNLIMITED, SequenceTable, select_sequences
-from simulator.playback.survival import RECENT_DECAY, Hazard, fit_effects, fit_hazard, recent_acceptance
-from simulator.playback.text_facts import TextFacts, text_facts
+from simulator.playback.signals import Material, logistic
+from simulator.playback.survival import (
+    RECENT_DECAY,
+    Hazard,
+    TextFacts,
+    fit_effects,
+    fit_hazard,
+    recent_acceptance,
+    text_facts,
+)
 from simulator.pricing.costs import DraftCost
 from simulator.rounds.protocols import Round, draft_seconds, even_seconds, verify_seconds
 from simulator.workload.lengths import stream

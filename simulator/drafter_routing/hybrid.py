@@ -14,9 +14,9 @@ from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError
 from simulator.drafter_routing.forecast import ForecastRule, learn_forecasts
 from simulator.drafter_routing.group import Draft, Drafters
-from simulator.playback.recorded import Material
 from simulator.playback.replay import Replay
-from simulator.playback.text_facts import text_facts
+from simulator.playback.signals import Material
+from simulator.playback.survival import text_facts
 from simulator.pricing.costs import DraftCost
 from simulator.rounds.protocols import Played, Round
 from simulator.scenario.routing import ContextMatch, Forecast

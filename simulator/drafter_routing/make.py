@@ -16,24 +16,35 @@ from calibration.common.arrays import Floats, Ints, placed_rows, tell
 from calibration.common.errors import ScenarioError, did_you_mean
 from calibration.common.plugins import make_plugin, need
 from calibration.traces import TraceSet
-from simulator.drafter_routing.bandits import (
+from simulator.drafter_routing.choice import (
+    Choice,
     KernelUcb,
+    ManyRuns,
+    ManySignals,
+    Newcomer,
     SlidingUcb,
+    Table,
     ThompsonSampling,
     Ucb1,
     default_eta,
     kernel_matrix,
+    must_be_greedy,
 )
-from simulator.drafter_routing.choice import Choice, ManySignals, Newcomer, Table
-from simulator.drafter_routing.group import ByMeanConfidence, ByOracleRound, ByRequest, ByUnion, Door, Drafters
+from simulator.drafter_routing.group import (
+    BestAlone,
+    ByMeanConfidence,
+    ByOracleRound,
+    ByRequest,
+    ByUnion,
+    Door,
+    Drafters,
+    Foresight,
+)
 from simulator.drafter_routing.hybrid import ByRoundRule, make_round_rule
-from simulator.drafter_routing.oracle import BestAlone, Foresight
 from simulator.drafter_routing.prompts import domain_contexts, out_of_fold, prompt_contexts, token_counts
-from simulator.drafter_routing.replay import ManyRuns, must_be_greedy
 from simulator.placement import Placement
-from simulator.playback.recorded import Material
 from simulator.playback.replay import DrawnRuns, Replay, SequenceTable
-from simulator.playback.signals import make_signals
+from simulator.playback.signals import Material, make_signals
 from simulator.pricing.costs import DraftCost, Prices
 from simulator.scenario import routing as settings
 from simulator.scenario.routing import ContextMatch, Forecast, stopping_faults

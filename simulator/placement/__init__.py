@@ -7,10 +7,9 @@ one of them: a placement changes when, never what.
 Policies that weigh time (goodput, budget) price rounds as if they were serial.
 """
 
-from simulator.placement.asynchronous import Asynchronous
 from simulator.placement.layer_parallel import LayerParallel
 from simulator.placement.make import make_placement, placed_prices, placed_replay
-from simulator.placement.overlapped import Overlapped, Remote
+from simulator.placement.overlapped import Asynchronous, Overlapped, Remote
 from simulator.placement.servers import ManyServers
 from simulator.rounds.protocols import Placement, Serial
 

@@ -10,14 +10,13 @@ from calibration.common.arrays import Ints
 from calibration.common.errors import ScenarioError
 from calibration.common.plugins import make_plugin, need
 from calibration.traces import DrafterInfo
-from simulator.placement.asynchronous import Asynchronous
 from simulator.placement.layer_parallel import LayerParallel, grouped_draft
-from simulator.placement.overlapped import Overlapped, Remote, ThinnedRuns
+from simulator.placement.overlapped import Asynchronous, Overlapped, Remote, ThinnedRuns
 from simulator.placement.servers import ManyServers
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import DraftPerStep, Prices
 from simulator.rounds.protocols import Placement, Played, Round, Serial
-from simulator.scenario import engine as settings
+from simulator.scenario import fleet as settings
 from simulator.stopping import StoppingPolicy
 
 

@@ -12,19 +12,164 @@ text says nothing. The steps behind a mismatch are its *tail*:
 - Beyond the last step recorded of a tail, its last value is repeated. An estimate.
 
 In sampled decoding drafts are random: every tail is an estimate, borrowed from a rollout that left the text.
+
+Columns of recorded positions as flat arrays, numbered as `simulator.playback.replay` numbers them.
+
+Predicted acceptance of a drafted token, from how sure the drafter is of it.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from calibration.common.arrays import Floats, Ints
-from calibration.common.errors import ReplayError
-from simulator.playback.predictor import fit_by_fold, predicted
-from simulator.playback.recorded import Material
+from calibration.common.errors import ConvergenceWarning, ReplayError
+from calibration.traces import DrafterInfo, TraceSet
+from simulator.playback.replay import SequenceTable
+
+
+@dataclass(frozen=True)
+class Material:
+    """What was recorded of one drafter on the sequences served; what policies may be fitted to."""
+
+    traces: TraceSet
+    drafter: str
+    sequences: SequenceTable
+
+    @property
+    def info(self) -> DrafterInfo:
+        """The drafter in the manifest."""
+        return self.traces.manifest.drafter(self.drafter)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the verifier's text was decoded greedily."""
+        return self.traces.manifest.decoding.mode == "greedy"
+
+    @property
+    def lengths(self) -> Ints:
+        """Output tokens of each sequence."""
+        return np.array(self.sequences.output_tokens, dtype=np.int64)
+
+    @property
+    def starts(self) -> Ints:
+        """Where each sequence begins in the flat arrays."""
+        return np.concatenate(([0], np.cumsum(self.lengths)[:-1]))
+
+    @property
+    def owners(self) -> Ints:
+        """Which sequence each flat place belongs to."""
+        return np.repeat(np.arange(len(self.sequences)), self.lengths)
+
+    @property
+    def needed(self) -> Ints:
+        """Places where a draft can start: all but the first of a sequence, which prefill emits."""
+        return np.setdiff1d(np.arange(int(self.lengths.sum())), self.starts)
+
+    def rows(self, table: pa.Table, columns: Sequence[str]) -> tuple[pa.Table, Ints]:
+        """Give this drafter's rows of `table` on these sequences, and each row's flat place."""
+        mine = table.select(["sequence_id", "position", *columns]).filter(pc.equal(table["drafter"], self.drafter))
+        code = pc.index_in(mine["sequence_id"], value_set=pa.array(self.sequences.ids))
+        mine = mine.filter(pc.is_valid(code))
+        owner = code.drop_null().to_numpy().astype(np.int64)
+        return mine, self.starts[owner] + mine["position"].to_numpy()
+
+    def columns(self, *names: str) -> list[Floats]:
+        """Give columns of positions.parquet, NaN where missing."""
+        table, place = self.rows(self.traces.positions, names)
+        flat = []
+        for name in names:
+            values = np.full(int(self.lengths.sum()), np.nan)
+            values[place] = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+            flat.append(values)
+        return flat
+
+    def whole(self, name: str, values: Floats, needed_by: str) -> None:
+        """Refuse a column that lacks a value where a draft can start: `ReplayError` says where."""
+        missing = self.needed[np.isnan(values[self.needed])]
+        if len(missing):
+            owner = int(np.searchsorted(self.starts, missing[0], side="right")) - 1
+            raise ReplayError(
+                f"positions.parquet: column '{name}': must be recorded for {needed_by}; missing for drafter "
+                f"'{self.drafter}' at {len(missing)} positions, first sequence '{self.sequences.ids[owner]}', "
+                f"position {int(missing[0] - self.starts[owner])}"
+            )
+
+
+FOLDS = 5
+"""Sequences are dealt into so many groups; each is predicted by a fit to the other ones."""
+_EDGE = 1e-6
+"""Confidences are kept so far from 0 and 1, where the logit would be infinite."""
+_RIDGE = 1e-4
+"""Penalty on squared coefficients other than the constant, where the labels separate perfectly."""
+_STEPS = 50
+
+
+def features(confidence: Floats, entropy: Floats) -> Floats:
+    """Give (1, logit of the confidence, entropy in nats) along a new last axis."""
+    sure = np.clip(confidence, _EDGE, 1 - _EDGE)
+    return np.stack([np.ones_like(sure), np.log(sure / (1 - sure)), entropy], axis=-1)
+
+
+def logistic(x: Floats) -> Floats:
+    """Give 1 / (1 + exp(-x))."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))), dtype=np.float64)
+
+
+def fit_logistic(x: Floats, labels: Floats) -> Floats:
+    """Fit coefficients b of P = logistic(x b) to labels in [0, 1] by iteratively reweighted least squares.
+
+    Soft labels are probabilities, as SpecDec++ trains its head on min(1, p / q). The first column of `x` is the
+    constant; the others carry a tiny ridge penalty. The mean prediction equals the mean label.
+    """
+    b = np.zeros(x.shape[1])
+    ridge = np.diag([0.0] + [_RIDGE] * (x.shape[1] - 1))
+    for _ in range(_STEPS):
+        p = logistic(x @ b)
+        gradient = x.T @ (labels - p) - ridge @ b
+        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + ridge + 1e-9 * np.eye(len(b)), gradient)
+        b += np.clip(step, -5, 5)
+        if np.abs(step).max() < 1e-8:
+            return b
+    warnings.warn(
+        f"the logistic fit of acceptance did not converge in {_STEPS} steps", ConvergenceWarning, stacklevel=2
+    )
+    return b
+
+
+def fit_by_fold(material: Material, confidence: Floats, entropy: Floats) -> Floats:
+    """Give coefficients for every sequence (sequences, 3), fitted to the positions of sequences of other folds.
+
+    So that no request is predicted from its own text. Labels are the recorded acceptance probabilities (greedy:
+    matched or not) at positions on the text; a drafter beyond its first wrong token was not seen in training.
+    """
+    (accepted,) = material.columns("accept_probability")
+    owners = material.owners
+    known = np.isfinite(accepted) & np.isfinite(confidence) & np.isfinite(entropy)
+    x, labels, fold = features(confidence[known], entropy[known]), accepted[known], owners[known] % FOLDS
+    coefficients = np.zeros((FOLDS, 3))
+    for k in range(min(FOLDS, len(material.sequences))):
+        others = fold != k
+        if not others.any():
+            raise ReplayError(
+                "stopping.coefficients: must be given where a single sequence is served: acceptance is fitted to the "
+                "positions of other sequences"
+            )
+        coefficients[k] = fit_logistic(x[others], labels[others])
+    return coefficients[np.arange(len(material.sequences)) % FOLDS]
+
+
+def predicted(coefficients: Floats, owner: Ints, confidence: Floats, entropy: Floats) -> Floats:
+    """Give the probability of acceptance; arrays (slots, steps), `coefficients` by sequence, `owner` by slot."""
+    return logistic(np.einsum("ijk,ik->ij", features(confidence, entropy), coefficients[owner]))
+
 
 _NEIGHBOURS = 16
 _HASH = 2654435761

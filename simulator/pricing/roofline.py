@@ -3,7 +3,7 @@
 A step is the sum of its kernels. Each takes the time that its operations or its bytes need at a fitted share of the
 device's peak, but never less than its launch (Williams et al., *Roofline*, 2009, with latencies); the engine adds its
 host time. Shares, launches and host times were fitted to public tables of one device: see
-`simulator.hardware.kernels`. Every other device is an extrapolation, and told as one.
+`simulator.hardware.work`. Every other device is an extrapolation, and told as one.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from calibration.common.arrays import Floats
 from calibration.common.errors import CalibrationError, CostError
 from calibration.shapes.shapes import Shape, get_shape
 from simulator.hardware.devices import ELEMENT_BYTES, Device, get_device
-from simulator.hardware.kernels import Efficiencies, all_reduce_s, attention_s, elementwise_s, matmul_s, matrices
-from simulator.hardware.work import Share
+from simulator.hardware.work import Efficiencies, Share, all_reduce_s, attention_s, elementwise_s, matmul_s, matrices
 from simulator.pricing.grades import ROOFLINE, StepGrade
 
 Operation = Literal["prefill", "verify", "draft"]

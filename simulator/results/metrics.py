@@ -14,8 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from calibration.common.arrays import Floats
-from simulator.results.record import Record, inter_token_latencies, longest_gaps
-from simulator.results.result import Window, measured_window, without_startup
+from simulator.results.result import (
+    Record,
+    Window,
+    inter_token_latencies,
+    longest_gaps,
+    measured_window,
+    without_startup,
+)
 from simulator.scenario.scenario import Objectives, Scenario
 
 

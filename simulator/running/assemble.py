@@ -9,25 +9,22 @@ import simpy
 
 from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
-from simulator.drafter_routing.choice import ManySignals
+from simulator.drafter_routing.choice import ManyRuns, ManySignals, compile_drafters
 from simulator.drafter_routing.make import Routed, drafter_rule, in_memory, route, slots_ahead
-from simulator.drafter_routing.replay import ManyRuns, compile_drafters
 from simulator.placement import Placement, make_placement, placed_prices, placed_replay
 from simulator.placement.make import acceptance_drop
 from simulator.playback.replay import Replay, SequenceTable, compile_replay
 from simulator.playback.signals import RecordedSignals
 from simulator.pricing.costs import Prices
 from simulator.pricing.make import make_prices
-from simulator.results.record import Member
-from simulator.scenario.engine import BLOCK_SIZE, EngineKeys, EngineSettings
-from simulator.scenario.fleet import RoundRobin
+from simulator.results.result import Member
+from simulator.scenario.fleet import BLOCK_SIZE, EngineKeys, EngineSettings, RoundRobin
 from simulator.scenario.scenario import Replica, Scenario, TraceSource
 from simulator.scenario.workload import block_tokens
 from simulator.serving.engine import Engine
 from simulator.serving.fleet import Fleet, make_replica_policy
-from simulator.serving.kv import Drafter, block_bytes, chain, num_blocks
+from simulator.serving.kv import Drafter, Job, block_bytes, chain, num_blocks
 from simulator.serving.scheduler import Limits, make_order
-from simulator.serving.slots import Job
 from simulator.stopping import Material, StoppingPolicy, make_policy, policy_signals
 from simulator.stopping.make import Maker
 from simulator.workload import Source

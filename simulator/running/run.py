@@ -19,8 +19,7 @@ from simulator.playback.replay import SequenceTable, select_sequences
 from simulator.pricing.power import joules, modelled_joules
 from simulator.results import metrics
 from simulator.results.evidence import Evidence, graded, replayed, served
-from simulator.results.record import Record, iterations_table, requests_table
-from simulator.results.result import RunResult
+from simulator.results.result import Record, RunResult, iterations_table, requests_table
 from simulator.running.assemble import Station, make_fleet, members, stations
 from simulator.scenario.fleet import OracleShortest
 from simulator.scenario.inputs import traces_identity

@@ -20,7 +20,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from calibration.common.files import file_sha256, folder_sha256
 from calibration.common.settings import Table
-from calibration.common.toml_writing import dumps
+from calibration.common.toml import dumps
 from calibration.measured.run import FILES as RUN_FILES
 from calibration.traces import TraceSet, bundled_path
 from calibration.traces.traceset import FILES as TRACE_FILES

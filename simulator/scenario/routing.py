@@ -65,7 +65,7 @@ class Forecast(Table):
     """In every round, drafter and length by forecast: most expected tokens per second at the engine's own prices.
 
     For every drafter a hazard model forecasts how far its draft survives, from what the text tells (length of the
-    match and agreement of matches, how copies fared so far, see `simulator.playback.text_facts`), from what was
+    match and agreement of matches, how copies fared so far, see `simulator.playback.survival`), from what was
     accepted of it lately in the request, and from which tokens a copy would hold; see `simulator.playback.survival`.
     Each slot takes the drafter and length with most expected tokens per second, as if all slots did alike; a drafter
     that too few slots want to pay its fixed price is left out of the round. The goodput rule of SmartSpec (Liu et al.

@@ -13,8 +13,16 @@ from calibration.common.settings import Count, Positive, Seconds, Table, replace
 from calibration.common.toml import sentences
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.scenario.costs import Roofline
-from simulator.scenario.engine import EngineKeys, EngineSettings, Placement, engine_faults
-from simulator.scenario.fleet import Batching, Outages, Routing, fleet_faults
+from simulator.scenario.fleet import (
+    Batching,
+    EngineKeys,
+    EngineSettings,
+    Outages,
+    Placement,
+    Routing,
+    engine_faults,
+    fleet_faults,
+)
 from simulator.scenario.inputs import BundledTraces, Placed, RunFolder, TraceFolder
 from simulator.scenario.routing import routes_drafters
 from simulator.scenario.stopping import NoSpeculation, Stopping

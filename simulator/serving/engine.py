@@ -18,10 +18,9 @@ from calibration.common.arrays import Ints
 from simulator.placement import Placement, Serial
 from simulator.playback.replay import Replay
 from simulator.pricing.costs import Prices
-from simulator.rounds.log import DECODE, MIXED, PREFILL, RunLog
-from simulator.rounds.protocols import Played, Round, Signals
+from simulator.rounds.protocols import DECODE, MIXED, PREFILL, Played, Round, RunLog, Signals
+from simulator.serving.kv import ACCEPTED, CONTEXT, CURSOR, DRAFTED, LEFT, POSITION, SLOT, Job
 from simulator.serving.scheduler import Chunk, Limits, Plan, Scheduler
-from simulator.serving.slots import ACCEPTED, CONTEXT, CURSOR, DRAFTED, LEFT, POSITION, SLOT, Job
 from simulator.stopping import StoppingPolicy
 
 

@@ -26,8 +26,8 @@ from simulator.scenario.fleet import (
     SessionHash,
 )
 from simulator.serving.engine import Engine
+from simulator.serving.kv import Job
 from simulator.serving.scheduler import Order
-from simulator.serving.slots import Job
 from simulator.workload import Source
 
 _MASK = (1 << 64) - 1

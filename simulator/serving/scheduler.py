@@ -23,7 +23,7 @@ from calibration.common.arrays import Ints
 from calibration.common.errors import ScenarioError
 from calibration.common.plugins import make_plugin, need
 from simulator.playback.replay import SequenceTable
-from simulator.rounds.log import Counters
+from simulator.rounds.protocols import Counters
 from simulator.scenario.fleet import (
     Batching,
     EarliestDeadline,
@@ -33,8 +33,7 @@ from simulator.scenario.fleet import (
     PriorityClasses,
     ShortestPredicted,
 )
-from simulator.serving.kv import BlockPool
-from simulator.serving.slots import BLOCKS, CONTEXT, DecodeTable, Job
+from simulator.serving.kv import BLOCKS, CONTEXT, BlockPool, DecodeTable, Job
 from simulator.workload import Request
 
 Order = Callable[[Request], float]

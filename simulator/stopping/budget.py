@@ -98,7 +98,7 @@ class Budget(Policy):
     tokens per second, (B + sum of the m largest s_ij) / seconds, B one certain token per request; or m is a given
     number per request. The a_ij come from
 
-    - ``confidence``: a logistic model of the drafted tokens' confidence and entropy (`simulator.playback.predictor`),
+    - ``confidence``: a logistic model of the drafted tokens' confidence and entropy (`simulator.playback.signals`),
       which vLLM fits while serving and which here is fitted beforehand; all requests draft their longest draft
       first, and what is not verified of it is wasted. As exact as the signals.
     - ``acceptance``: a_ij = a_i, a moving average of the request's accepted over compared tokens, known before

@@ -97,7 +97,7 @@ class SpecDecPP(Policy):
     """Stops after the first token with 1 - prod of predicted acceptances > threshold, within bounds.
 
     SpecDec++ (Huang et al. 2024, arXiv 2405.19715). Its head reads the drafter's hidden states, which no trace holds;
-    here acceptance is predicted from confidence and entropy by a logistic model (`simulator.playback.predictor`): an
+    here acceptance is predicted from confidence and entropy by a logistic model (`simulator.playback.signals`): an
     approximation of the head, not of the rule. The released code stops one token later, because it learns of a token
     only with the step that drafts the next. As exact as the signals.
     """

@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 
 from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
-from simulator.playback.predictor import FOLDS, logistic
-from simulator.playback.recorded import Material
 from simulator.playback.replay import SequenceTable
-from simulator.playback.signals import Places, RecordedSignals
-from simulator.playback.survival import fit_ridge
-from simulator.playback.text_facts import text_facts
+from simulator.playback.signals import FOLDS, Material, Places, RecordedSignals, logistic
+from simulator.playback.survival import fit_ridge, text_facts
 
 _TYPICAL = 0.6
 """Acceptance of a request that nothing is known of."""

@@ -13,15 +13,13 @@ import numpy as np
 from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError, ScenarioError
 from calibration.common.plugins import make_plugin, need
-from simulator.playback.recorded import Material
 from simulator.playback.replay import Replay
-from simulator.playback.signals import RecordedSignals, make_signals
+from simulator.playback.signals import Material, RecordedSignals, make_signals
 from simulator.rounds.protocols import OraclePolicy, Played, Policy, Round, StoppingPolicy
 from simulator.scenario import stopping as settings
 from simulator.stopping.budget import AdaptiveSteps, Budget
 from simulator.stopping.confidence import AdaEDL, ConfidenceThreshold, SpecDecPP
-from simulator.stopping.goodput import Goodput, PerRequest
-from simulator.stopping.learned import Learned
+from simulator.stopping.goodput import Goodput, Learned, PerRequest
 from simulator.stopping.learned_signals import make_outlook
 from simulator.stopping.lengths import ByBatch, Fixed, Heuristic, Oracle, OracleCost, TreeDraft
 from simulator.trees.trees import Tree, TreeShape, dynamic_tree, rank_frequencies, static_tree, tree_table

@@ -23,8 +23,7 @@ from calibration.common.errors import CalibrationError, ReplayError, ScenarioErr
 from calibration.verification import builders
 from calibration.verification import trees as shapes
 from calibration.verification.builders import eagle_bars, eagle_candidates
-from simulator.playback.recorded import Material
-from simulator.playback.signals import make_signals
+from simulator.playback.signals import Material, make_signals
 from simulator.pricing.costs import DraftFraction, DraftPerStep, Prices
 
 

@@ -7,7 +7,7 @@ The engine asks a source for the requests that may start now; the source decides
 """
 
 from simulator.workload.closed import ClosedSource, OpenSource
+from simulator.workload.lengths import Request, Source
 from simulator.workload.make import make_source
-from simulator.workload.request import Request, Source
 
 __all__ = ["ClosedSource", "OpenSource", "Request", "Source", "make_source"]

@@ -15,8 +15,7 @@ from typing import Any
 from simulator.scenario.workload import ClosedLoop
 from simulator.workload.arrivals import Arrivals
 from simulator.workload.binding import Binder, Bindings
-from simulator.workload.lengths import THINK, stream
-from simulator.workload.request import Request
+from simulator.workload.lengths import THINK, Request, stream
 
 
 class OpenSource:

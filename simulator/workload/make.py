@@ -28,9 +28,8 @@ from simulator.workload.arrivals import Arrivals, Limits, PiecewiseRate, gamma, 
 from simulator.workload.binding import Binder, Bindings
 from simulator.workload.clients import provenance, read_clients, superpose
 from simulator.workload.closed import ClosedSource, OpenSource
-from simulator.workload.formats import read_trace
-from simulator.workload.lengths import ARRIVALS, stream
-from simulator.workload.request import Source
+from simulator.workload.files import read_trace
+from simulator.workload.lengths import ARRIVALS, Source, stream
 
 
 def make_source(scenario: Scenario, sequences: SequenceTable) -> Source:

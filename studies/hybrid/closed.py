@@ -16,8 +16,8 @@ import numpy as np
 from calibration.common.arrays import Floats, Ints
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, FractionOfVerify
-from simulator.playback.recorded import Material
 from simulator.playback.replay import UNLIMITED, select_sequences
+from simulator.playback.signals import Material
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from analysis.routing.served import PUBLISHED
 from calibration.importers import import_specdecode_bench
 from calibration.importers.specdecode_bench import Alignment
-from simulator.playback.text_facts import text_facts
+from simulator.playback.survival import text_facts
 from studies.hybrid.closed import ClosedBatches
 from studies.hybrid.material import paired
 from studies.public.runs import table_path

@@ -10,7 +10,7 @@ from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants
 from simulator.drafter_routing.forecast import deal
-from simulator.playback.text_facts import text_facts
+from simulator.playback.survival import text_facts
 from studies.hybrid.closed import ClosedBatches, Rounds
 
 MATCHES = (1, 2, 3, 5, 8, 16)

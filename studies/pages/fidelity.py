@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from analysis.fidelity.bundle import bundled_runs
+from analysis.fidelity.measured import bundled_runs
 from analysis.fidelity.table import merged
 from analysis.fidelity.validate import validate, write
 from calibration.common.errors import ReportError
 from calibration.common.files import write_whole
-from reports.writing.markdown import fidelity_markdown, fidelity_page
+from reports.writing.validation import fidelity_markdown, fidelity_page
 from studies.public import public_fidelity
 
 BEGIN, END = "<!-- fidelity: begin -->", "<!-- fidelity: end -->"

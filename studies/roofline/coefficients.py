@@ -18,7 +18,7 @@ import pandas as pd
 
 from calibration.shapes.shapes import get_shape
 from simulator.hardware.devices import H100_SXM
-from simulator.hardware.kernels import COEFFICIENTS, Efficiencies, attention_s, elementwise_s, matrices
+from simulator.hardware.work import COEFFICIENTS, Efficiencies, attention_s, elementwise_s, matrices
 from studies.roofline import fit, operators, tables
 from studies.roofline.operators import US
 

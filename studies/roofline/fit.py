@@ -12,7 +12,7 @@ from scipy.optimize import least_squares, nnls
 
 from calibration.shapes.shapes import get_shape
 from simulator.hardware.devices import H100_SXM
-from simulator.hardware.kernels import Efficiencies
+from simulator.hardware.work import Efficiencies
 from simulator.pricing.roofline import RooflineStep
 from studies.roofline import operators, tables
 from studies.roofline.operators import Form
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
     """How one form of one part did.
 
     The chosen form has the least mean of its errors on held-out cells and on unfitted models, but for matrices: see
-    `simulator.hardware.kernels.matmul_s`.
+    `simulator.hardware.work.matmul_s`.
     """
 
     part: str

@@ -1,7 +1,7 @@
 """The forms that a kernel's time could have, to be chosen from by their errors on what they were not fitted to.
 
 A form gives seconds from a table of cells and its coefficients: launches in us, shares of the H100's peaks. What the
-simulator prices with (`simulator.hardware.kernels`) is the form marked ``chosen``.
+simulator prices with (`simulator.hardware.work`) is the form marked ``chosen``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import pandas as pd
 
 from calibration.shapes.shapes import get_shape
 from simulator.hardware.devices import H100_SXM
-from simulator.hardware.kernels import Kernel, Mover, all_reduce_s, attention_s, elementwise_s, matmul_s
-from simulator.hardware.work import Share
+from simulator.hardware.work import Kernel, Mover, Share, all_reduce_s, attention_s, elementwise_s, matmul_s
 
 FLOPS, BANDWIDTH = H100_SXM.flops["bf16"], H100_SXM.bandwidth
 LINK = H100_SXM.link or 0.0

@@ -12,8 +12,7 @@ from scenarios import scenario, traces_of
 from scipy.optimize import brentq
 
 from analysis.capacity import CapacityFindings, Objective, plan_capacity
-from analysis.capacity.load import at_rate, devices_per_replica, plain, saturated
-from analysis.capacity.sustain import needed, probe
+from analysis.capacity.sustain import at_rate, devices_per_replica, needed, plain, probe, saturated
 from analysis.common.bootstrap import Estimate
 from analysis.common.records import from_json, to_json
 from calibration.common.errors import ScenarioError

@@ -7,8 +7,7 @@ import pytest
 from cascade_made import table_of
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from analysis.cascade.crossfit import crossfit, split
-from analysis.cascade.predictor import KINDS, Kind, calibrate, features, fit_predictor
+from analysis.cascade.predictor import KINDS, Kind, calibrate, crossfit, features, fit_predictor, split
 from analysis.cascade.scores import calibration_error, error_by_chance, score
 from analysis.cascade.table import fit_cells
 from analysis.common.bootstrap import ClusterBootstrap

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.cascade import switch_points
-from analysis.cascade.hull import first_possible_lambda, mixing_quality
-from analysis.cascade.published import COSTS, LAMBDAS, QUALITIES, best_stage, published_facts
+from analysis.cascade.published import (
+    COSTS,
+    LAMBDAS,
+    QUALITIES,
+    best_stage,
+    first_possible_lambda,
+    mixing_quality,
+    published_facts,
+)
 from analysis.cascade.stopping import STOP, Move, Node, Ran, continue_above, sequential_nodes, solve
 from calibration.common.arrays import Floats
 from calibration.common.errors import ReplayError

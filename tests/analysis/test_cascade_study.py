@@ -12,11 +12,9 @@ import pytest
 from cascade_made import graded_by_difficulty, table_of, two_valued
 
 from analysis.cascade import CascadeFindings, QualityTable, bundled_tables, read_quality_table, study_cascade
-from analysis.cascade.crossfit import crossfit, fit
-from analysis.cascade.curves import evaluate
+from analysis.cascade.curves import choices, evaluate, outcome, sets_needed
 from analysis.cascade.findings import Headline
-from analysis.cascade.policies import choices, outcome, sets_needed
-from analysis.cascade.predictor import features
+from analysis.cascade.predictor import crossfit, features, fit
 from analysis.cascade.reading import frontier_csv
 from analysis.cascade.rules import CascadeRule, Choice, fit_rule, information_sets, learn
 from analysis.cascade.scores import Together

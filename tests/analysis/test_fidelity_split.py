@@ -14,11 +14,10 @@ import pyarrow.compute as pc
 import pytest
 from measured_made import LOOKUP, STUDENT, Sequences, condition, made_traces, measure
 
-from analysis.fidelity.counts import Count, counts, disagreements, positions_by, tokens_per_round
-from analysis.fidelity.split import PARTS, Split
+from analysis.fidelity.counts import PARTS, Count, Split, counts, disagreements, positions_by, tokens_per_round
 from analysis.fidelity.table import Condition
 from analysis.fidelity.validate import read, to_csv, validate, write
-from calibration.common.toml_writing import dumps
+from calibration.common.toml import dumps
 from calibration.measured import MeasuredRun
 from calibration.traces import TraceSet
 

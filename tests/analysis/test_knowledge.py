@@ -11,7 +11,7 @@ from shared_data import shared_data
 
 from analysis.common.records import from_json, to_json
 from analysis.knowledge import KnowledgeFindings, study_knowledge
-from analysis.knowledge.router import cast
+from analysis.knowledge.compare import cast
 from analysis.knowledge.study import published_rows
 from analysis.routing.served import cheap_prices
 from calibration.common.errors import ReplayError, ReportError

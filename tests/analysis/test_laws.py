@@ -12,7 +12,7 @@ from shared_data import shared_data
 
 from analysis.common.records import from_json, to_json
 from analysis.common.rounds import recording, replay_rounds
-from analysis.fidelity.bundle import bundled_runs
+from analysis.fidelity.measured import bundled_runs
 from analysis.laws import (
     LawFindings,
     batch_laws,
@@ -23,7 +23,7 @@ from analysis.laws import (
     size_law,
     training_law,
 )
-from analysis.laws.context import expected_accepted
+from analysis.laws.batch import expected_accepted
 from analysis.laws.size import family
 from calibration.common.errors import ReportError
 from calibration.traces import bundled, bundled_path

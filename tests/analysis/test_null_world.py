@@ -17,8 +17,7 @@ from numpy.random import Generator
 from analysis import Findings, StudySettings, study
 from analysis.common.bootstrap import ClusterBootstrap
 from analysis.speedup.grid import CellRun
-from analysis.speedup.schedule import crossovers, schedules
-from analysis.speedup.speedup import best_length, compare_lengths
+from analysis.speedup.speedup import best_length, compare_lengths, crossovers, schedules
 from analysis.speedup.study import _answer
 from reports.questions.answer import study_guidelines, verdict
 

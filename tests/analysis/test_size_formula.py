@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.size.formula import (
+from analysis.size.facts import (
     best_lengths,
     break_even_rate,
     continuous_best_length,

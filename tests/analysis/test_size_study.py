@@ -14,12 +14,10 @@ from analysis.common.records import from_json, to_json
 from analysis.size import Place, SizeFindings, SizeSettings, main_curve, study_size
 from analysis.size.extrapolated import extrapolate
 from analysis.size.facts import Facts, MeasuredSpeedup, SizedPair
-from analysis.size.family import family_by_size, made_shape, shape_of
-from analysis.size.findings import Extrapolation, SizeCurve
+from analysis.size.findings import Extrapolation, SizeCurve, common_region, discrepancy_words, existing_words
 from analysis.size.measured import OwnLaw, study_family
-from analysis.size.playback import Prices, Requests, drafted_seconds, plain_seconds, played
-from analysis.size.settings import RECORDED
-from analysis.size.words import common_region, discrepancy_words, existing_words
+from analysis.size.settings import RECORDED, Prices, Requests, drafted_seconds, plain_seconds, played
+from analysis.size.sweetspot import family_by_size, made_shape, shape_of
 from analysis.speedup.grid import Cell, run_cell
 from calibration.common.errors import CostError, ReplayError, ScenarioError
 from calibration.shapes.shapes import get_shape

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from analysis.common.bootstrap import ClusterBootstrap
-from analysis.size.formula import best_lengths
+from analysis.size.facts import best_lengths
+from analysis.size.findings import parameters_text, share_text
 from analysis.size.sweetspot import find_spots, judge_sizes, likely_best, shares_of
-from analysis.size.words import parameters_text, share_text
 
 Contest = tuple[np.ndarray, np.ndarray, None]
 SIZES = np.array([0.01, 0.02, 0.04, 0.08, 0.16])

@@ -10,8 +10,7 @@ from drawn import clustered, drawn_runs, given_runs, partly, played
 
 from analysis.common.bootstrap import ClusterBootstrap
 from analysis.speedup.grid import Cell, CellRun, baselines, grid_cells, run_cell, run_grid
-from analysis.speedup.schedule import crossovers, falling, schedules
-from analysis.speedup.speedup import best_lengths, speedup_cells
+from analysis.speedup.speedup import best_lengths, crossovers, falling, schedules, speedup_cells
 from calibration.common.errors import CostError
 
 LINEAR = {

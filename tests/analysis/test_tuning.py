@@ -16,9 +16,8 @@ from several import several
 
 from analysis.common.records import from_json, to_json
 from analysis.tuning import TuneFindings, TuneSettings, tune
-from analysis.tuning.candidate import make_base
 from analysis.tuning.runs import batch_sizes
-from analysis.tuning.space import fixed
+from analysis.tuning.space import fixed, make_base
 from analysis.tuning.write import write_findings
 from calibration.common.errors import PacelineError, ScenarioError
 from calibration.traces import TraceSet

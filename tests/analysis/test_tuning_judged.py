@@ -12,11 +12,11 @@ from several import several
 
 from analysis.capacity import Objective, plan_capacity
 from analysis.tuning import TuneSettings, tune
-from analysis.tuning.candidate import Candidate
-from analysis.tuning.goal import make_goal
+from analysis.tuning.findings import make_goal
 from analysis.tuning.halving import Judge, best_of
 from analysis.tuning.judging import JUDGED_REQUESTS, JUDGED_SEEDS, judge_on_fresh_seeds
 from analysis.tuning.runs import FIRST_FRESH
+from analysis.tuning.space import Candidate
 from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator.experiments.replicate import replication_seeds

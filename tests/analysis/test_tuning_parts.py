@@ -12,14 +12,22 @@ from builders import felt_traces
 from scenarios import traces_of
 from several import several
 
-from analysis.tuning.candidate import Candidate, make_base
-from analysis.tuning.findings import BatchLength, Rung
-from analysis.tuning.goal import Goal, make_goal, parse_slo
+from analysis.tuning.findings import BatchLength, Goal, Rung, make_goal, parse_slo
 from analysis.tuning.halving import Judge, ascend, behind, interval, ratio_of_means, widening
 from analysis.tuning.hybrids import hybrids
 from analysis.tuning.plan import make_length, make_rungs, plan_by_clock
 from analysis.tuning.runs import Runs, batch_sizes, table
-from analysis.tuning.space import fixed, fixed_lengths, neighbours, nothing, oracles, policies, routings
+from analysis.tuning.space import (
+    Candidate,
+    fixed,
+    fixed_lengths,
+    make_base,
+    neighbours,
+    nothing,
+    oracles,
+    policies,
+    routings,
+)
 from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet, bundled, make_table
 from simulator import simulate

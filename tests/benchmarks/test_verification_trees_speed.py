@@ -17,10 +17,9 @@ from calibration.verification import builders as opt_tree
 from calibration.verification.builders import eagle_tree, tree_table
 from calibration.verification.chains import BlockVerification, TokenLevelChain
 from calibration.verification.delayed import DelayedAction, DelayedExpansion, draw_delayed_tree
-from calibration.verification.drafting import draw_tree
 from calibration.verification.recursive import TopDown
 from calibration.verification.traversal import Traversal
-from calibration.verification.trees import TreeShape
+from calibration.verification.trees import TreeShape, draw_tree
 
 V = 150_000
 MOST_SECONDS_A_NODE = 0.05

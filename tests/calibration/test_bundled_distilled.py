@@ -13,8 +13,7 @@ import pytest
 from calibration.jobs.jobfile import load_job
 from calibration.prompts import load_prompts
 from calibration.traces import TraceSet, bundled, bundled_path
-from calibration.training.jobfile import load_distill_job
-from calibration.training.topics import TRAINING_DOMAINS, all_texts
+from calibration.training.jobfile import TRAINING_DOMAINS, all_texts, load_distill_job
 
 NAME = "smollm2-135m-cpu-distilled"
 SPECIALISTS = {f"specialist-{d}": d for d in ("code", "mathematics", "science", "creative")}

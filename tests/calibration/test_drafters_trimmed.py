@@ -14,7 +14,7 @@ from tiny import random_prompts
 
 from calibration.common.errors import CalibrationError
 from calibration.drafters import EarlyExit, PromptLookup, Trimmed, build_drafter
-from calibration.drafters.trimmed import most_frequent, save_token_counts, token_counts
+from calibration.drafters.standalone import most_frequent, save_token_counts, token_counts
 from calibration.drafters.trimmed_head import PaddedHead, TrimmedHead
 from calibration.models.sampling import processed
 

@@ -15,9 +15,8 @@ from scenarios import scenario, traces_of
 
 import calibration.engines.drive as drive_module
 from calibration.common.errors import CalibrationError
-from calibration.engines.drive import Drive, drain, drive
+from calibration.engines.drive import Drive, Step, drain, drive
 from calibration.engines.once import Once
-from calibration.engines.protocol import Step
 from calibration.engines.record import Condition, Recording, measure, warm_up
 from calibration.measured import MeasuredRun
 from calibration.observe.prompts import Prompt

@@ -18,11 +18,10 @@ import pytest
 import calibration.engines.openvino as openvino_module
 from calibration.common.errors import CalibrationError, MissingExtraError
 from calibration.common.fetch import PUBLISHED, fetch_gguf
-from calibration.engines.drive import drain
+from calibration.engines.drive import EngineRequest, Step, drain
 from calibration.engines.once import Once
 from calibration.engines.openvino import OpenVinoEngine, write_ir
 from calibration.engines.openvino_plan import Account, OpenVinoSettings, Plan, plan_step
-from calibration.engines.protocol import EngineRequest, Step
 from calibration.engines.record import Condition, measure
 from calibration.importers.measured_run import TokenDrafter, import_measured_run
 from calibration.measured import MeasuredRun

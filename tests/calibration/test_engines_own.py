@@ -14,9 +14,9 @@ from tiny import random_prompts, tiny_llama, tiny_tokenizer, tiny_verifier
 from calibration.common.errors import CalibrationError
 from calibration.drafters import Distilled, EarlyExit, Standalone, Trigram, Windowed, build_drafter, parse_drafter
 from calibration.drafters.standalone import standalone_drafter
+from calibration.engines.drive import EngineRequest
 from calibration.engines.own.drafting import DraftLengths
 from calibration.engines.own.engine import OwnEngine
-from calibration.engines.protocol import EngineRequest
 from calibration.models.lane import generate
 from calibration.models.load import make_verifier
 from calibration.models.sampling import generator_for

@@ -10,12 +10,11 @@ from replayed import GREEDY
 from tiny import random_prompts, tiny_verifier
 
 from calibration.drafters import build_drafter, parse_drafter
-from calibration.engines.own.batch import Span
+from calibration.engines.drive import EngineRequest
 from calibration.engines.own.cache import make_cache
-from calibration.engines.own.decoder import Decoder
+from calibration.engines.own.decoder import Decoder, Span
 from calibration.engines.own.drafting import Stopwatch
 from calibration.engines.own.engine import OwnEngine
-from calibration.engines.protocol import EngineRequest
 from calibration.models.lane import generate
 from calibration.models.sampling import generator_for
 from calibration.timing import SHAPES

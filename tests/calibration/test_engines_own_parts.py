@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from tiny import random_prompts, tiny_llama
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from calibration.engines.own.batch import Span
 from calibration.engines.own.cache import BlockTables, Rows, make_cache
-from calibration.engines.own.decoder import Decoder
+from calibration.engines.own.decoder import Decoder, Span
 from calibration.timing import SHAPES
 
 KINDS = ("paged", "padded")

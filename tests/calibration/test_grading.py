@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from calibration.common.errors import CalibrationError
-from calibration.grading.builtin import builtin_items, near_misses
-from calibration.grading.items import Item, digest, read_items, to_jsonl
+from calibration.grading.builtin import Item, builtin_items, digest, near_misses, read_items, to_jsonl
 from calibration.grading.table import COLUMNS, Grade, grade, paired, summary, to_csv, wilson
 
 ITEMS = builtin_items()

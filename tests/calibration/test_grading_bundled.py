@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import analysis
-from calibration.grading.builtin import builtin_items
-from calibration.grading.items import digest
+from calibration.grading.builtin import builtin_items, digest
 from calibration.grading.table import COLUMNS
 
 FOLDER = Path(analysis.__file__).parent / "cascade" / "bundled"

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from calibration.common.errors import CalibrationError
-from calibration.grading.builtin import builtin_items
-from calibration.grading.items import Item
+from calibration.grading.builtin import Item, builtin_items
 from calibration.grading.job import GradingSettings, run_grading, write_grading
 
 ITEMS = [

@@ -9,11 +9,10 @@ import pytest
 from builders import manifest
 
 from calibration.common.errors import CalibrationError, MissingExtraError
-from calibration.observe.answer import AnswerReader
+from calibration.observe.answer import AnswerReader, Speculation, read_spec_metrics, read_speculation
 from calibration.observe.client import EventReader
 from calibration.observe.prometheus import by_position, difference, parse_counters, parse_gauges, total
 from calibration.observe.prompts import Prompt, recorded_prompts, with_text
-from calibration.observe.request_metrics import Speculation, read_spec_metrics, read_speculation
 from calibration.traces import TraceSet, make_table
 
 TEXT = r"""# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.

@@ -27,7 +27,7 @@ from calibration.timing.bench import (
     run_layers,
     tree_parents,
 )
-from calibration.timing.cells import StepCell
+from calibration.timing.gridfile import StepCell
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import pytest
 
 from calibration.common.errors import CalibrationError
 from calibration.timing import SHAPES, StepCell, TimingJob, load_timing_job, parse_timing_job
-from calibration.timing.cells import timed_layers
 from calibration.timing.estimate import EFFICIENCY, H100, expected_run_s, expected_step_s, step_floor_s
+from calibration.timing.gridfile import timed_layers
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "timing"
 TABLE = {

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from calibration.common.errors import CalibrationError
 from calibration.timing import SHAPES, StepCell, get_shape
 from calibration.timing.bench import Bench
-from calibration.timing.cells import timed_layers
+from calibration.timing.gridfile import timed_layers
 from calibration.timing.run import USABLE, cache_bytes, step_bytes, too_large, weight_bytes
 
 PUBLISHED = {

@@ -24,10 +24,9 @@ from calibration.verification import (
 )
 from calibration.verification import builders as opt_tree
 from calibration.verification.chains import BlockVerification, TokenLevelChain
-from calibration.verification.drafting import draft_tuples, draw_tree, enumerate_trees
 from calibration.verification.recursive import TopDown
 from calibration.verification.traversal import Traversal
-from calibration.verification.trees import DraftTree, TreeShape
+from calibration.verification.trees import DraftTree, TreeShape, draft_tuples, draw_tree, enumerate_trees
 
 EXACT = 1e-12
 SHAPES = {

@@ -11,8 +11,7 @@ from pypdf import PdfReader
 
 from analysis.fidelity.table import Compared, Crossover, errors_of, missed
 from calibration.common.errors import ReportError
-from reports.writing.markdown import fidelity_markdown
-from reports.writing.validation import write_validation
+from reports.writing.validation import fidelity_markdown, write_validation
 
 
 def test_errors_are_relative_to_the_measurement() -> None:

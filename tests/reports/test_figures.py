@@ -14,7 +14,7 @@ from drawn import clustered
 
 from analysis import Findings, StudySettings, study
 from calibration.common.errors import ReportError
-from reports.page.style import look
+from reports.page.drawing import look
 from reports.questions.figures import Drawing, draw_all
 from reports.writing.report import data_csv
 

@@ -16,7 +16,7 @@ from pypdf.generic import DictionaryObject, IndirectObject
 
 from analysis import Findings, StudySettings, study
 from analysis.common.bootstrap import Estimate
-from analysis.speedup.schedule import Schedule
+from analysis.speedup.speedup import Schedule
 from calibration.common.errors import ReportError
 from calibration.traces import DrafterInfo, Manifest, PromptSource, TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
@@ -252,7 +252,7 @@ def with_speedups(findings: Findings, factors: dict[int, float], costs: float = 
 
     Bounds reach 0.05 to both sides over requests, and `costs` over requests and costs.
     """
-    from analysis.speedup.schedule import crossovers
+    from analysis.speedup.speedup import crossovers
     from analysis.speedup.study import _answer
 
     best = []

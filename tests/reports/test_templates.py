@@ -24,8 +24,7 @@ from reports.page.document import Paragraph
 from reports.page.inputs import Inputs
 from reports.questions.capacity import capacity_part
 from reports.questions.fidelity import fidelity_part
-from reports.writing.collect import Answered, Answers, Options, Unanswered, collect
-from reports.writing.questions import TraceQuestion
+from reports.writing.collect import Answered, Answers, Options, TraceQuestion, Unanswered, collect
 from reports.writing.report import Place, pages, write_answers
 
 NAMES = ("a-set", "a-validation")

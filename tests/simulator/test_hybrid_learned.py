@@ -12,10 +12,9 @@ from scenarios import scenario
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
-from simulator.playback.predictor import FOLDS
-from simulator.playback.recorded import Material
 from simulator.playback.replay import select_sequences
-from simulator.stopping.learned import worth_it
+from simulator.playback.signals import FOLDS, Material
+from simulator.stopping.goodput import worth_it
 from simulator.stopping.learned_signals import Recall, fit_outlook, make_recall, outlook_columns
 
 CHEAP = {

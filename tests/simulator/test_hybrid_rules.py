@@ -15,8 +15,15 @@ from calibration.traces import TraceSet, bundled, make_table
 from simulator import Scenario, simulate
 from simulator.drafter_routing.forecast import deal, learn_forecasts
 from simulator.playback.replay import select_sequences
-from simulator.playback.survival import RECENT_PRIOR, fit_effects, fit_hazard, recent_acceptance
-from simulator.playback.text_facts import FACTS, read_text, text_facts
+from simulator.playback.survival import (
+    FACTS,
+    RECENT_PRIOR,
+    fit_effects,
+    fit_hazard,
+    read_text,
+    recent_acceptance,
+    text_facts,
+)
 
 
 def longest_match(text: Sequence[int]) -> int:

@@ -20,7 +20,7 @@ from calibration.common.errors import CostError, ScenarioError
 from calibration.traces import DeviceInfo, Manifest
 from calibration.traces.manifest import ModelInfo
 from simulator import simulate
-from simulator.scenario.engine import EngineSettings
+from simulator.scenario.fleet import EngineSettings
 from simulator.serving.kv import BlockPool, block_bytes, chain, num_blocks
 from simulator.serving.scheduler import Plan, Scheduler
 

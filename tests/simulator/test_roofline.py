@@ -15,8 +15,16 @@ from calibration.common.errors import CostError
 from calibration.common.toml import sentences
 from calibration.shapes.shapes import Shape, get_shape
 from simulator.hardware.devices import H100_SXM
-from simulator.hardware.kernels import COEFFICIENTS, Efficiencies, Kernel, attention_s, matmul_s, matrices
-from simulator.hardware.work import kv_token_bytes, step_work
+from simulator.hardware.work import (
+    COEFFICIENTS,
+    Efficiencies,
+    Kernel,
+    attention_s,
+    kv_token_bytes,
+    matmul_s,
+    matrices,
+    step_work,
+)
 from simulator.pricing.roofline import RooflineStep, roofline_step
 from simulator.scenario.costs import Roofline
 

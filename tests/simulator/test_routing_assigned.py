@@ -13,8 +13,7 @@ from several import COSTS, routed, several
 from calibration.common.errors import ScenarioError
 from calibration.traces import TraceSet
 from simulator import load_scenario, simulate
-from simulator.drafter_routing.bandits import Bandit, SlidingUcb, Ucb1
-from simulator.drafter_routing.choice import Newcomer
+from simulator.drafter_routing.choice import Bandit, Newcomer, SlidingUcb, Ucb1
 from simulator.scenario.loading import parse_scenario
 
 DRAFTERS = ("prompt-lookup", "student")

@@ -16,15 +16,15 @@ from several import routed, several
 
 from calibration.traces import TraceSet
 from simulator import simulate
-from simulator.drafter_routing.bandits import (
+from simulator.drafter_routing.choice import (
     Bandit,
     KernelUcb,
+    Newcomer,
     ThompsonSampling,
     Ucb1,
     default_eta,
     kernel_matrix,
 )
-from simulator.drafter_routing.choice import Newcomer
 from simulator.drafter_routing.prompts import domain_contexts
 
 Means = tuple[float, float, float]

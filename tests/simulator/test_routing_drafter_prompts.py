@@ -24,8 +24,8 @@ from simulator.drafter_routing.prompts import (
     prompt_contexts,
     token_counts,
 )
-from simulator.playback.recorded import Material
 from simulator.playback.replay import select_sequences
+from simulator.playback.signals import Material
 
 ACCEPTED = {"policy": "classifier", "by": "accepted"}
 

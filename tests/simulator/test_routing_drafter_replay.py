@@ -10,8 +10,8 @@ from scenarios import random_runs
 from several import several
 
 from calibration.traces import TraceSet
-from simulator.drafter_routing.oracle import best_ways, way_cost
-from simulator.drafter_routing.replay import ManyRuns, compile_drafters
+from simulator.drafter_routing.choice import ManyRuns, compile_drafters
+from simulator.drafter_routing.group import best_ways, way_cost
 from simulator.playback.replay import Replay, SequenceTable, compile_replay, select_sequences
 
 NAMES = ("a", "b", "c")

@@ -13,7 +13,7 @@ from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet
 from simulator import Scenario, load_scenario, parse_scenario, simulate
 from simulator.drafter_routing.make import drafter_rule, in_memory
-from simulator.scenario.engine import EngineSettings
+from simulator.scenario.fleet import EngineSettings
 from simulator.serving.kv import num_blocks
 
 BASE = {"workload": {"kind": "closed", "concurrency": 2}, "stopping": {"policy": "fixed", "draft_tokens": 2}}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from scenarios import scenario, traces_of
 
 from calibration.common.errors import ScenarioError
-from calibration.common.toml_writing import dumps
+from calibration.common.toml import dumps
 from simulator import Scenario, load_scenario, parse_scenario, simulate
 
 GOOD = """

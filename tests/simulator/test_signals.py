@@ -11,10 +11,16 @@ from builders import felt_traces, manifest
 
 from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet, bundled
-from simulator.playback.predictor import features, fit_logistic, logistic, predicted
-from simulator.playback.recorded import Material
 from simulator.playback.replay import compile_replay, select_sequences
-from simulator.playback.signals import RecordedSignals, make_signals
+from simulator.playback.signals import (
+    Material,
+    RecordedSignals,
+    features,
+    fit_logistic,
+    logistic,
+    make_signals,
+    predicted,
+)
 
 
 def compiled(

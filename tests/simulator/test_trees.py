@@ -17,8 +17,8 @@ from scenarios import DRAFT, LINEAR, scenario
 from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, bundled
 from simulator import simulate
-from simulator.playback.recorded import Material
 from simulator.playback.replay import select_sequences
+from simulator.playback.signals import Material
 from simulator.pricing.costs import DraftPerStep, LinearStep, Prices
 from simulator.trees.trees import (
     Tree,

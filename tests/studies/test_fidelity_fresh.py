@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from shared_data import shared_data
 
-from analysis.fidelity.bundle import bundled_runs
+from analysis.fidelity.measured import bundled_runs
 from analysis.fidelity.table import Condition, Fidelity, errors_of
 from analysis.fidelity.validate import read, validate
-from reports.writing.markdown import fidelity_markdown, fidelity_page
+from reports.writing.validation import fidelity_markdown, fidelity_page
 from studies.pages.fidelity import BEGIN, END
 
 ROOT = Path(__file__).resolve().parent.parent.parent

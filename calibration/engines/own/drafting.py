@@ -24,11 +24,10 @@ import torch
 from calibration.common.errors import CalibrationError
 from calibration.drafters.given import GivenDrafter
 from calibration.drafters.lanes import ModelDrafter
-from calibration.engines.own.batch import Span
+from calibration.engines.drive import DraftStep
 from calibration.engines.own.cache import KvCache, PaddedCache
-from calibration.engines.own.decoder import Decoder
+from calibration.engines.own.decoder import Decoder, Span
 from calibration.engines.own.scheduler import Chunk, Served
-from calibration.engines.protocol import DraftStep
 from calibration.models.drafter import Drafter
 from calibration.proposers.protocol import Proposer
 

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.common.version import paceline_version
 from calibration.drafters.given import GivenDrafter
-from calibration.engines.own.batch import Span
+from calibration.engines.drive import DraftStep, EngineRequest, Operation, Step
 from calibration.engines.own.cache import Kind, KvCache, make_cache
-from calibration.engines.own.decoder import Decoder
+from calibration.engines.own.decoder import Decoder, Span
 from calibration.engines.own.drafting import (
     Drafting,
     DraftLengths,
@@ -32,7 +32,6 @@ from calibration.engines.own.drafting import (
     prompt_groups,
 )
 from calibration.engines.own.scheduler import Chunk, Limits, Scheduler, Served
-from calibration.engines.protocol import DraftStep, EngineRequest, Operation, Step
 from calibration.measured.run import EngineInfo, Setting
 from calibration.models.drafter import Drafter
 from calibration.models.load import Verifier
@@ -40,7 +39,7 @@ from calibration.traces.surroundings import device_info
 
 
 class OwnEngine:
-    """A serving engine for `verifier` and, if any, a `drafter` built for it; see `calibration.engines.protocol`.
+    """A serving engine for `verifier` and, if any, a `drafter` built for it; see `calibration.engines.drive`.
 
     `draft_tokens`: as in `DraftLengths`. `kv`: ``paged`` (blocks of `block_size` tokens; no padding but in attention)
     or ``padded`` (a row per request; every step is padded to its longest request). The other settings are those of
