@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from live import LiveRun, Round, speculate
 from tiny import random_prompts
 
 from calibration.models.lane import Output, generate
 from calibration.models.sampling import generator_for
-from calibration.recording.live import LiveRun, Round, speculate
 from calibration.recording.record import Recording, Request, record
 from calibration.traces import DecodingInfo
 

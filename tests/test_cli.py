@@ -174,6 +174,7 @@ max_num_seqs = 2
 [workload]
 kind = "closed"
 concurrency = 2
+stagger_s = 0.0
 """
 
 

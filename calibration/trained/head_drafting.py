@@ -4,7 +4,7 @@ A draft is the largest logit in greedy decoding, else drawn from q, the processe
 a block's q at draft j do not depend on the drafts before it; an EAGLE head's does.
 
 Recording packs all starts as branches of one past: one pass over the text, and for an EAGLE head one more per depth.
-It equals the step-by-step loop but for rounding (`calibration.training.head_check`). Greedy replay is exact. Sampled:
+It equals the step-by-step loop but for rounding (the tests ask, depth by depth). Greedy replay is exact. Sampled:
 the head runs a second time along the text's own tokens (and its own features), which gives the acceptance of every
 draft given that those before it are the text; exact in distribution, one draw recorded.
 """

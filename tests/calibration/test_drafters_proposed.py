@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from builders import manifest
+from live import verify
 from replayed import CPU, GREEDY, SAMPLED, live, recorded, rows_of, same_rounds, walk, written
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
@@ -35,7 +36,6 @@ from calibration.proposers import (
     proposals,
     run_lengths,
 )
-from calibration.recording.live import verify
 from calibration.traces import DecodingInfo, DrafterInfo, TraceSet, make_table
 
 COLD = DecodingInfo(mode="sampled", temperature=0.2)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_toy import ToyEngine
+from once import Once
 from scenarios import scenario, traces_of
 
 import calibration.engines.drive as drive_module
 from calibration.common.errors import CalibrationError
 from calibration.engines.drive import Drive, Step, drain, drive
-from calibration.engines.once import Once
 from calibration.engines.record import Condition, Recording, measure, warm_up
 from calibration.measured import MeasuredRun
 from calibration.observe.prompts import Prompt

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from once import Once
 
 import calibration.engines.openvino as openvino_module
 from calibration.common.errors import CalibrationError, MissingExtraError
 from calibration.common.fetch import PUBLISHED, fetch_gguf
 from calibration.engines.drive import EngineRequest, Step, drain
-from calibration.engines.once import Once
 from calibration.engines.openvino import OpenVinoEngine, write_ir
 from calibration.engines.openvino_plan import Account, OpenVinoSettings, Plan, plan_step
 from calibration.engines.record import Condition, measure

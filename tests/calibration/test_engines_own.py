@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live import Round
 from replayed import GREEDY, recorded, rows_of, walk
 from scenarios import scenario, traces_of
 from tiny import random_prompts, tiny_llama, tiny_tokenizer, tiny_verifier
@@ -20,7 +21,6 @@ from calibration.engines.own.engine import OwnEngine
 from calibration.models.lane import generate
 from calibration.models.load import make_verifier
 from calibration.models.sampling import generator_for
-from calibration.recording.live import Round
 from calibration.trained.folder import save_drafter
 from calibration.trained.shapes import StudentShape
 from calibration.trained.trainees import make_trainee

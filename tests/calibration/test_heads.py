@@ -5,26 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 
+import live
 import numpy as np
 import pytest
 import torch
+from head_check import check_depths
 from heads_made import KINDS, built_head, random_head, written_texts
+from live import speculate
 from replayed import recorded, rows_of, walk, written
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
-import calibration.recording.live as live
 import calibration.trained.head_drafting as drafting
 from calibration.common.errors import CalibrationError
 from calibration.models.drafter import Read
 from calibration.models.lane import generate
 from calibration.models.sampling import distribution, generator_for
-from calibration.recording.live import speculate
 from calibration.recording.record import Request, record
 from calibration.traces import DecodingInfo
 from calibration.trained.shapes import HeadSettings, HeadShape
-from calibration.training.head_check import check_depths
 from calibration.training.head_train import train_head
 
 CPU = torch.device("cpu")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 
+import live
 import numpy as np
 import pytest
 import torch
+from live import leading, speculate, verify
 from replayed import recorded, rows_of, walk, written
 from scipy import stats
 from tiny import random_prompts, tiny_verifier
 
-import calibration.recording.live as live
 from calibration.drafters import build_drafter, parse_drafter
 from calibration.models.drafter import Proposal
 from calibration.models.lane import generate
 from calibration.models.sampling import distribution, generator_for
-from calibration.recording.live import leading, speculate, verify
 from calibration.recording.reading import read_together
 from calibration.traces import DecodingInfo
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 
+import live
 import numpy as np
 import pytest
 import torch
+from live import Round, speculate
 from scipy import stats
 
-import calibration.recording.live as live
 from calibration.drafters import build_drafter, parse_drafter
 from calibration.jobs.job import CalibrationSettings, calibrate
 from calibration.models.sampling import distribution, generator_for
 from calibration.prompts import load_prompts
 from calibration.proposers.lookup import lookup_runs
-from calibration.recording.live import Round, speculate
 from calibration.recording.reading import read_together
 from calibration.traces import DecodingInfo
 

@@ -8,10 +8,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from timing_estimate import EFFICIENCY, H100, expected_run_s, expected_step_s, step_floor_s
 
 from calibration.common.errors import CalibrationError
 from calibration.timing import SHAPES, StepCell, TimingJob, load_timing_job, parse_timing_job
-from calibration.timing.estimate import EFFICIENCY, H100, expected_run_s, expected_step_s, step_floor_s
 from calibration.timing.gridfile import timed_layers
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "timing"

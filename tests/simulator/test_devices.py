@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from timing_estimate import H100
 
 from calibration.common.errors import CostError
-from calibration.timing.estimate import H100
 from simulator.hardware.devices import DEVICES, ELEMENT_BYTES, generic_cpu, get_device
 
 FIGURES = ("flops", "bandwidth", "memory_bytes", "link", "tdp_watts", "idle_watts")
