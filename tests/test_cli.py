@@ -174,7 +174,6 @@ max_num_seqs = 2
 [workload]
 kind = "closed"
 concurrency = 2
-stagger_s = 0.0
 """
 
 
@@ -192,7 +191,7 @@ def imported(tmp_path: Path) -> Path:
 
 
 def test_import_then_simulate_by_the_imported_prices(imported: Path) -> None:
-    (imported / "scenario.toml").write_text(SCENARIO)
+    (imported / "scenario.toml").write_text(SCENARIO + "stagger_s = 0.0\n")
     result = run("simulate", str(imported / "scenario.toml"), "--out", str(imported / "run"))
     assert result.exit_code == 0, result.output
     summary = json.loads((imported / "run" / "summary.json").read_text())

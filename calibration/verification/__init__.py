@@ -5,13 +5,13 @@ Pure numpy, usable by itself. Rules that verify k drafts at one position share o
 another, over whole rounds (`RoundLaw`). Lossless rules say so in `lossless`; the others are in `lossy`.
 """
 
-from calibration.verification import builders as opt_tree
 from calibration.verification.builders import (
     GrownTree,
     TreeTable,
     eagle_bars,
     eagle_candidates,
     eagle_tree,
+    opt_tree,
     tree_table,
 )
 from calibration.verification.chains import BlockVerification, TokenLevel, TokenLevelChain

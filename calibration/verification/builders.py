@@ -23,14 +23,10 @@ from calibration.verification.gumbel import top_k
 from calibration.verification.trees import TreeShape
 
 __all__ = [
-    "GrownTree",
-    "Layer",
     "TreeTable",
     "eagle_bars",
     "eagle_candidates",
     "eagle_tree",
-    "grow_layers",
-    "keep_best",
     "opt_tree",
     "tree_table",
 ]

@@ -13,8 +13,7 @@ import pytest
 from enumeration import random_pair
 
 from calibration.verification import KSequential, Recursive, residual
-from calibration.verification import builders as opt_tree
-from calibration.verification.builders import eagle_tree, tree_table
+from calibration.verification.builders import eagle_tree, opt_tree, tree_table
 from calibration.verification.chains import BlockVerification, TokenLevelChain
 from calibration.verification.delayed import DelayedAction, DelayedExpansion, draw_delayed_tree
 from calibration.verification.recursive import TopDown

@@ -376,6 +376,7 @@ def test_without_httpx_the_extra_is_named(monkeypatch):
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 from calibration.observe.prompts import Prompt
 from calibration.observe.run import Observation, observe
 from test_observe import ABOUT, prompts, table, workload

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from calibration.common.errors import CalibrationError
 from calibration.verification import Naive
-from calibration.verification import builders as opt_tree
-from calibration.verification.builders import eagle_bars, eagle_candidates, eagle_tree, tree_table
+from calibration.verification.builders import eagle_bars, eagle_candidates, eagle_tree, opt_tree, tree_table
 from calibration.verification.recursive import TopDown
 from calibration.verification.trees import DraftTree, TreeShape
 

@@ -22,7 +22,7 @@ from calibration.verification import (
     gumbel_top_k,
     stochastic_beam_search,
 )
-from calibration.verification import builders as opt_tree
+from calibration.verification.builders import opt_tree
 from calibration.verification.chains import BlockVerification, TokenLevelChain
 from calibration.verification.recursive import TopDown
 from calibration.verification.traversal import Traversal

@@ -341,7 +341,8 @@ def test_warnings_are_kept_with_their_cells(tmp_path: Path) -> None:
 
 
 LONG = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 from simulator.experiments.axes import load_sweep
 from simulator.experiments.sweep import run_sweep
 

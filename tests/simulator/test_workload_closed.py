@@ -148,7 +148,7 @@ def started(**load: Any) -> RunResult:
 
 
 def test_the_first_request_is_prefilled_alone_unless_all_start_at_once() -> None:
-    apart, together = started(), started(stagger_s=0.0)
+    apart, together = started(stagger_s=None), started(stagger_s=0.0)
     assert sorted(apart.requests["arrival_s"].to_pylist())[:4] == pytest.approx([0.0, 0.001, 0.002, 0.003])
     assert apart.iterations["emitted_tokens"][0].as_py() == 1
     assert apart.iterations["kind"][0].as_py() == together.iterations["kind"][0].as_py() == "prefill"
