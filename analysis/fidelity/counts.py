@@ -282,11 +282,11 @@ def _share_in_rounds(run: MeasuredRun) -> float:
     """
     table = run.requests
     behind = float(pc.sum(pc.subtract(table["finish_s"], table["first_token_s"])).as_py() or 0.0)
-    seats = sum(
+    max_num_seqs = sum(
         (verifier["seconds"] + sum(row["seconds"] for row in drafts)) * verifier["sequences"]
         for verifier, drafts in steps_of(run)
     )
-    return min(seats / behind, 1.0) if seats and behind > 0 else 1.0
+    return min(max_num_seqs / behind, 1.0) if max_num_seqs and behind > 0 else 1.0
 
 
 def _factors(

@@ -194,10 +194,10 @@ def _excess(squared: Floats, best: int, units: Sequence[str], seed: int) -> list
 
 
 def _statement(task: str, best: FormError, alike: Sequence[str], forms: int, units: int) -> str:
-    head = f"by {task} {best.form} errs least, by {best.relative:.1%} of the mean"
+    head = f"cross-validated error by {task}: {best.form} {best.relative:.1%} of the mean"
     if not alike:
         return f"{head}, and less than each other form"
     if len(alike) == forms - 1:
         why = "" if units >= _LEAST_UNITS else f": {units} left-out units give no interval"
-        return f"{head}, but the data cannot tell it from any other form{why}"
-    return f"{head}; the data cannot tell it from {', '.join(alike)}"
+        return f"{head}; not distinguishable from any other form{why}"
+    return f"{head}; not distinguishable from {', '.join(alike)}"

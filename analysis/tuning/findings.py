@@ -167,9 +167,9 @@ class Scored:
 
     `overrides`: what it sets, by dotted keys of the scenario (None: left out). `value` is the objective over
     `replications` runs. `behind` is the paired difference to the best on the same seeds, as a share of the best's
-    mean and with its sign turned so that below 0 is worse; in the last rung its interval is widened for the number of
-    comparisons (Bonferroni), before it stands alone. `attainment`: mean share of requests within the SLO. `status`:
-    ``best``, ``indistinct`` (interval of `behind` contains 0), ``worse``, ``left in rung i (why)``, or
+    mean and with its sign turned so that below 0 is worse; in the final stage its interval is widened for the number
+    of comparisons (Bonferroni), before it stands alone. `attainment`: mean share of requests within the SLO.
+    `status`: ``best``, ``indistinct`` (interval of `behind` contains 0), ``worse``, ``left in rung i (why)``, or
     ``misses the SLO``.
     """
 
@@ -275,9 +275,9 @@ class Export:
 class TuneFindings:
     """The answer of a search.
 
-    `best` has the best mean among the feasible candidates of the last rung (`feasible` False: none was, and it has
+    `best` has the best mean among the feasible candidates of the final stage (`feasible` False: none was, and it has
     the highest attainment). `best_fixed` is the best single drafter at one fixed length, which always reaches the
-    last rung; `baseline` runs without speculation. `runners_up` cannot be told apart from the best. `first_run` is
+    final stage; `baseline` runs without speculation. `runners_up` cannot be told apart from the best. `first_run` is
     the objective of the best on the scenario's own seed: what ``simulate`` gives for best.toml (None where the search
     ran under another load). All of these come from the runs that chose; `judged` is the result. `searched`: what load
     the search ran under, in words; empty where it is the scenario's own.

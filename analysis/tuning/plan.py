@@ -13,7 +13,7 @@ from simulator.experiments.pool import run_one
 from simulator.scenario.scenario import Scenario
 
 LAST = (16, 12, 8, 6)
-"""Replications of the last rung, the most first, that a plan chooses from."""
+"""Replications of the final stage, the most first, that a plan chooses from."""
 KEEP = (16, 8)
 """Candidates that go on from the first and the second rung at most."""
 _FULL = 4
@@ -171,7 +171,7 @@ def _timing(
 
 
 def plan_by_user(scenario: Scenario, recorded: int, replications: int, budget_s: float) -> tuple[Plan, Length]:
-    """Give the plan with `replications` in the last rung; no clock decides anything."""
+    """Give the plan with `replications` in the final stage; no clock decides anything."""
     if replications < 2:
         raise ScenarioError(f"--replications: must be at least 2, so that there is an interval, got {replications}")
     length = make_length(scenario, recorded)

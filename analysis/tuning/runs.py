@@ -246,12 +246,12 @@ _REQUESTS = 32
 
 def batch_sizes(scenario: Scenario) -> tuple[int, ...]:
     """Give the powers of two up to the largest batch that can occur; none where the batch never varies."""
-    load, seats = scenario.workload, scenario.engine.max_num_seqs
-    largest = min(seats, LARGEST)
+    load, max_num_seqs = scenario.workload, scenario.engine.max_num_seqs
+    largest = min(max_num_seqs, LARGEST)
     if load.kind == "closed":
-        if load.copies > 1 or min(load.concurrency, seats) == 1:
+        if load.copies > 1 or min(load.concurrency, max_num_seqs) == 1:
             return ()
-        largest = min(load.concurrency, seats)
+        largest = min(load.concurrency, max_num_seqs)
     sizes = [1]
     while sizes[-1] < largest:
         sizes.append(min(2 * sizes[-1], largest))

@@ -66,7 +66,7 @@ BUDGET_S = 100.0
 LEADERS = 2
 """Drafters that get policies: the best ones at a fixed length."""
 _SHARES = (0.35, 0.65, 0.75, 0.88, 1.0)
-"""Of the budget, when each stage must be done: fixed lengths, policies, refinement, second rung, last rung."""
+"""Of the budget, when each stage must be done: fixed lengths, policies, refinement, second rung, final stage."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ class TuneSettings:
     """What to search for and how. Lengths count without the bonus token.
 
     `slo` replaces the limits of the scenario key by key; `price_per_hour` is for one replica. `token_budgets` and
-    `seats` are values of ``engine.max_num_batched_tokens`` and ``max_num_seqs`` to try with the best candidate.
-    `replications` of the last rung: given, no clock decides anything; else the plan follows the first timing.
+    `max_num_seqs` are values of ``engine.max_num_batched_tokens`` and ``max_num_seqs`` to try with the best
+    candidate. `replications` of the final stage: given, no clock decides anything; else the plan follows the first
+    timing.
     """
 
     objective: str = "throughput"
@@ -85,7 +86,7 @@ class TuneSettings:
     drafters: tuple[str, ...] | None = None
     draft_tokens: tuple[int, ...] = DRAFT_TOKENS
     token_budgets: tuple[int, ...] = ()
-    seats: tuple[int, ...] = ()
+    max_num_seqs: tuple[int, ...] = ()
     replications: int | None = None
     budget_s: float = BUDGET_S
     workers: int = 2
@@ -95,7 +96,7 @@ class TuneSettings:
         for option, values in (
             ("--draft-tokens", self.draft_tokens),
             ("--token-budgets", self.token_budgets),
-            ("--max-num-seqs", self.seats),
+            ("--max-num-seqs", self.max_num_seqs),
         ):
             if any(value < 1 for value in values) or len(set(values)) != len(values):
                 raise ScenarioError(f"{option}: must be different whole numbers of at least 1, got {list(values)}")
@@ -306,7 +307,7 @@ class _Search:
         found = [*neighbours(self.base, alone, lengths, max(lengths))]
         if best is not alone:
             found += neighbours(self.base, best, lengths, max(lengths))
-        return found + budgets(best, self.settings.token_budgets, self.settings.seats)
+        return found + budgets(best, self.settings.token_budgets, self.settings.max_num_seqs)
 
     def _ascend(self, index: int, candidates: Sequence[Candidate], shared: int) -> list[Candidate]:
         """Let the candidates of rung `index` go on, or leave."""
@@ -317,10 +318,10 @@ class _Search:
         return staying
 
     def _last(self, staying: Sequence[Candidate], replications: int) -> int:
-        """Run the last rung, and beside it the oracles; give the replications that all have."""
+        """Run the final stage, and beside it the oracles; give the replications that all have."""
         top = list(dict.fromkeys(c.drafters[0] for c in staying if c.fixed))[:LEADERS]
         self.bounds = [*oracles(self.base, top)]
-        ready = self._fill("last rung", 4, [*staying, *self.bounds], replications)
+        ready = self._fill("final stage", 4, [*staying, *self.bounds], replications)
         self.bounds = [bound for bound in self.bounds if bound in ready]
         return self.runs.common(staying)
 

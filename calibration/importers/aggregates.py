@@ -1,4 +1,4 @@
-"""Trajectories made up from acceptance rates: what replays to the figures that an engine aggregated.
+"""Trajectories synthesised from acceptance rates: what replays to the figures that an engine aggregated.
 
 An aggregate says how many drafted tokens were accepted over all rounds, position by position, and not which ones.
 What it does not tell is assumed and said so in the manifest: *every round independent of every other* and every

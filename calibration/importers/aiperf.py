@@ -59,8 +59,8 @@ def import_aiperf(
     Acceptance comes from the export itself where it holds it: per request with rounds in order (exact as
     `import_vllm_requests` is), per request as a histogram, or pooled over the run. Where it does not, it is asked
     for: `server_metrics` (AIPerf's ``server_metrics_export.json`` of a vLLM server) or `rates`, unconditional
-    acceptance by draft position as the user states it; run lengths are then made up from these aggregates, labelled.
-    Beside the rates of a lookup stands `undrafted`, the share of rounds in which it found nothing.
+    acceptance by draft position as the user states it; run lengths are then synthesised from these aggregates,
+    labelled. Beside the rates of a lookup stands `undrafted`, the share of rounds in which it found nothing.
     `request_std_tokens` as in `import_vllm_counters`; only for aggregates. Requests that failed, were cancelled or
     belong to the warm-up are left out.
 
@@ -89,7 +89,7 @@ def import_aiperf(
     return totals_to_traces(
         totals,
         path,
-        "aiperf (made up from aggregates)",
+        "aiperf (synthesised from aggregates)",
         lengths=run.lengths,
         draft_tokens=None,
         request_std_tokens=request_std_tokens,

@@ -265,8 +265,8 @@ def import_sglang(
     """Give the TraceSet of an SGLang `report`; which kind it is shows in its content.
 
     * JSON lines of answers with histograms: rounds are exact but for their order, which is drawn.
-    * JSON lines of answers without: made up, a geometric law per request with its own mean.
-    * Server info, a result of ``bench_serving``, or a log: made up, one geometric law with the stated mean.
+    * JSON lines of answers without: synthesised, a geometric law per request with its own mean.
+    * Server info, a result of ``bench_serving``, or a log: synthesised, one geometric law with the stated mean.
 
     `lengths`: prompt and output tokens of every request, needed for server info and logs. `draft_tokens`: longest
     chain of drafts; default: as the report says (its server arguments, or the histograms' length). `run`: which one,
@@ -337,7 +337,7 @@ def _one_law(
     return synthesize(
         sizes,
         spread_laws(law, sizes, request_std_tokens, rng),
-        f"{run.kind} (made up from a mean accepted length)",
+        f"{run.kind} (synthesised from a mean accepted length)",
         origin=run.named(origin),
         seed=seed,
         rng=rng,
@@ -422,7 +422,7 @@ def _from_means(
             )
             for answer, one, undrafted in zip(answers, told, lone, strict=True)
         ],
-        "sglang per-request means (made up from mean accepted lengths)",
+        "sglang per-request means (synthesised from mean accepted lengths)",
         origin=origin,
         seed=seed,
         rng=np.random.default_rng(seed),

@@ -154,7 +154,7 @@ def import_vllm_counters(
     origin: Origin | None = None,
     seed: int = 0,
 ) -> TraceSet:
-    """Give a TraceSet made up so that its replay has the acceptance that the counters in `after` tell.
+    """Give a TraceSet synthesised so that its replay has the acceptance that the counters in `after` tell.
 
     `after`, `before`: the text of ``/metrics`` when the run ended and began (None: the server began with it).
     `lengths`: prompt and output tokens of every request; default: as many requests as the counters saw finish, each
@@ -177,7 +177,7 @@ def import_vllm_counters(
     return totals_to_traces(
         totals,
         path,
-        "vllm prometheus counters (made up from aggregates)",
+        "vllm prometheus counters (synthesised from aggregates)",
         lengths=lengths,
         requests=requests,
         draft_tokens=draft_tokens,
@@ -196,7 +196,7 @@ def import_vllm_log(
     origin: Origin | None = None,
     seed: int = 0,
 ) -> TraceSet:
-    """Give a TraceSet made up so that its replay has the acceptance that vLLM's `log` states.
+    """Give a TraceSet synthesised so that its replay has the acceptance that vLLM's `log` states.
 
     All ``SpecDecoding metrics:`` lines are pooled, each weighted by its drafts (accepted tokens over the sum of its
     rates, which are rounded to 0.001); of the old ``Speculative metrics:`` lines the last one counts.
@@ -210,7 +210,7 @@ def import_vllm_log(
     return totals_to_traces(
         totals,
         path,
-        "vllm log lines (made up from aggregates)",
+        "vllm log lines (synthesised from aggregates)",
         lengths=lengths,
         draft_tokens=draft_tokens,
         request_std_tokens=request_std_tokens,
@@ -234,7 +234,7 @@ def totals_to_traces(
     unknown: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> TraceSet:
-    """Give the TraceSet made up from `totals`; `path` is the file that it imports.
+    """Give the TraceSet synthesised from `totals`; `path` is the file that it imports.
 
     What was not counted is taken from `lengths` and `requests`: with the output tokens they tell the rounds without a
     draft.

@@ -26,7 +26,7 @@ and drafters whose depth varies (`draft_layers`)."""
 
 Grain = Literal["position", "round", "histogram", "aggregate"]
 """How finely an import tells acceptance: at every position; round by round; rounds counted by their length, request
-by request; or only summed up over requests (counters, rates, a mean), so that rounds had to be made up."""
+by request; or only summed up over requests (counters, rates, a mean), so that rounds had to be synthesised."""
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -53,7 +53,9 @@ _ORIGIN = _options(
     click.option("--domain", help="Domain of all requests; default: the file's name."),
     click.option("--temperature", type=click.FloatRange(0), help="Of the run; 0 is greedy."),
     click.option("--device", default="unknown", help="What it ran on."),
-    click.option("--seed", default=0, show_default=True, type=int, help="For what the report leaves open."),
+    click.option(
+        "--seed", default=0, show_default=True, type=int, help="Random seed of what the report does not tell."
+    ),
     _COSTS,
 )
 _AGGREGATE = _options(

@@ -105,12 +105,12 @@ def _table(findings: CapacityFindings) -> Block:
     judged = sum(policy.rate_rps.requests for policy in findings.policies)
     return table(
         "What one replica sustains: requests per second within the objective, that over no speculation (paired by "
-        "seed), requests per second of an engine that is never idle, what gives way first, and at the sustained rate "
+        "seed), requests per second of a saturated engine, the binding limit, and at the sustained rate "
         "output tokens per second, tails and requests in the system. 95% intervals over "
         f"{findings.replications} replications. [simulated, costs {findings.costs}; n = {count(judged)} requests]",
         (
             "Policy",
-            "Sustained, 1/s",
+            "Sustained, requests/s",
             "Ratio",
             "Saturated",
             "Gives way",
@@ -221,12 +221,10 @@ def _guidelines(findings: CapacityFindings) -> tuple[Paragraph, ...]:
         return (Paragraph("Loosen the objective or take a faster device: no policy keeps it.", lead="Capacity."),)
     floor = best.rate_rps.low if best.rate_rps.low else best.rate_rps.value
     ways = {
-        "ttft": "It is the wait for the first token that gives way first: more slots or replicas help before a "
-        "longer draft does",
-        "tpot": "It is the time between tokens that gives way first: a smaller largest batch keeps it, at the price "
-        "of a wait",
-        "e2el": "It is the time of whole requests that gives way first",
-        "saturation": "It is throughput itself that ends first: a shorter queue will not help, a faster engine will",
+        "ttft": "TTFT is the binding limit: a larger max_num_seqs or more replicas help before a longer draft does",
+        "tpot": "TPOT is the binding limit; lower max_num_seqs to protect it (TTFT rises)",
+        "e2el": "The time of whole requests is the binding limit",
+        "saturation": "Throughput is the binding limit: a shorter queue will not help, a faster engine will",
     }
     return (
         Paragraph(

@@ -87,7 +87,7 @@ def _method(findings: TuneFindings) -> Paragraph:
         f"{len(findings.candidates)} settings of {named(findings.scenario)} were compared for {goal.objective} "
         f"({goal.unit}{constraint}) by successive halving over {plan.rungs[0].replications} to "
         f"{findings.best.replications} seeds of {each}, all on common random numbers; {METHOD}, differences in the "
-        f"last rung adjusted for {findings.compared} comparisons (Bonferroni). The winner was then judged by "
+        f"final stage adjusted for {findings.compared} comparisons (Bonferroni). The winner was then judged by "
         f"{findings.judged.how}.{share} Costs: {plain(findings.costs)}.{cuts}{where}"
     )
 
@@ -128,7 +128,8 @@ def _oracles(findings: TuneFindings) -> Block:
     ]
     return table(
         "Distance to oracles, which know what will be accepted. Reached: the best as a share of the oracle. Closed: "
-        "share of the way from the best fixed length to the oracle. "
+        "share of the gap between the best fixed length and the oracle. Above 100%: an oracle of the length alone is "
+        "no bound for what also chooses the drafter. "
         f"[simulated; {findings.best.replications} seeds, n = {findings.plan.recorded} recorded requests]",
         ("Oracle", findings.goal.unit[0].upper() + findings.goal.unit[1:], "Reached (%)", "Closed (%)"),
         rows,

@@ -122,7 +122,7 @@ def _line(ax: Axes, line: Sequence[BatchLength], index: int) -> None:
 
 
 def contenders(findings: TuneFindings) -> Drawing:
-    """The candidates of the last rung with their intervals, the best first, and the oracles above them."""
+    """The candidates of the final stage with their intervals, the best first, and the oracles above them."""
     rows = [*findings.oracles, *_finalists(findings)]
     figure, (ax,) = new_figure(1, 1, height=0.8 + 0.26 * len(rows))
     records = []
@@ -157,7 +157,7 @@ def contenders(findings: TuneFindings) -> Drawing:
     return Drawing(
         "tuning-contenders",
         to_svg(figure),
-        f"The settings of the last rung, the best first, below the oracles (hollow), which see what no engine knows. "
+        f"The settings of the final stage, the best first, below the oracles (hollow), which see what no engine knows. "
         f"Further to the {better} is better. Bars: 95% intervals, of each setting by itself; differences are "
         f"paired and much surer. {_label(findings, findings.best.replications)}",
         f"Dot plot of {findings.goal.objective} for {len(rows)} settings and oracles; the best setting is "

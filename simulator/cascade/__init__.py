@@ -1,6 +1,6 @@
 """Cascades under traffic: stages that answer one after the other, until one of them is sure enough.
 
-CascadeScenario -> paths of the items -> Desk -> a Fleet per stage -> CascadeResult
+CascadeScenario -> paths of the items -> CascadeRouter -> a Fleet per stage -> CascadeResult
 """
 
 from simulator.cascade.items import ItemTable, read_items

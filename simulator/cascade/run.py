@@ -1,4 +1,4 @@
-"""Simulate a cascade: one fleet per stage in one environment, and a desk that sends requests from stage to stage.
+"""Simulate a cascade: one fleet per stage in one environment, and a router that sends requests from stage to stage.
 
 Who runs where: the stages that each item goes through, in order; the last of them answers.
 
@@ -20,13 +20,13 @@ import simpy
 from calibration.common.errors import ExtrapolationWarning, ScenarioError, did_you_mean
 from calibration.common.progress import Progress
 from calibration.traces import TraceSet
-from simulator.cascade.desk import Desk, Lot
 from simulator.cascade.items import ItemTable, Transfer, read_items, transfer
+from simulator.cascade.router import CascadeRouter, StageItems
 from simulator.cascade.scenario import Always, Assigned, CascadeScenario, Stage, Threshold
 from simulator.cascade.summing import CascadeResult, StageRun, requests_of, summarise
 from simulator.playback.replay import SequenceTable, select_sequences
 from simulator.results.result import Record
-from simulator.running.assemble import Station, make_fleet, members, stations
+from simulator.running.assemble import ReplicaSetup, make_fleet, members, replica_setups
 from simulator.running.run import read_traces
 from simulator.serving.fleet import Fleet
 from simulator.workload import make_source
@@ -119,23 +119,23 @@ def simulate_cascade(
     entry_table = SequenceTable(table.items, table.domains, prompt_tokens, tuple(row[0] for row in output_tokens))
     entry = make_source(scenario.of_stage(scenario.stage[0]), entry_table)
     found = [_stage(scenario, stage, (traces or {}).get(stage.name)) for stage in scenario.stage]
-    lots = [
-        Lot(_bound(table.domains, sequences), np.array([row[at] for row in output_tokens]))
+    items_of = [
+        StageItems(_bound(table.domains, sequences), np.array([row[at] for row in output_tokens]))
         for at, (_, sequences) in enumerate(found)
     ]
 
     def hand(here: int, there: int, tokens: int) -> Transfer:
         return transfer(scenario.handover, scenario.stage[here], scenario.stage[there], tokens)
 
-    desk = Desk(env, entry, paths, prompt_tokens, lots, hand, _Tally(progress, entry.counted).add)
-    fleets = _fleets(scenario, found, desk, env)
-    desk.open(fleets)
+    router = CascadeRouter(env, entry, paths, prompt_tokens, items_of, hand, _Tally(progress, entry.counted).add)
+    fleets = _fleets(scenario, found, router, env)
+    router.open(fleets)
     env.run()
     runs = [
         StageRun(stage, places, sequences, Record(members(fleet, places)))
         for stage, (places, sequences), fleet in zip(scenario.stage, found, fleets, strict=True)
     ]
-    requests = requests_of(desk, table, runs)
+    requests = requests_of(router, table, runs)
     summary = summarise(scenario, table, entry, runs, requests)
     _warn(summary["extrapolated_iterations"])
     return CascadeResult(scenario, summary, requests)
@@ -173,7 +173,7 @@ def _lengths(scenario: CascadeScenario, table: ItemTable) -> tuple[tuple[int, ..
     ]
 
 
-Found = tuple[list[Station], SequenceTable]
+Found = tuple[list[ReplicaSetup], SequenceTable]
 
 
 def _stage(scenario: CascadeScenario, stage: Stage, traces: TraceSet | None) -> Found:
@@ -184,7 +184,7 @@ def _stage(scenario: CascadeScenario, stage: Stage, traces: TraceSet | None) -> 
     if drafter is not None:
         own.manifest.drafter(drafter)
     sequences = select_sequences(own, domains=view.traces.domains, drafter=drafter)
-    return stations(view, own, sequences, read_traces), sequences
+    return replica_setups(view, own, sequences, read_traces), sequences
 
 
 def _bound(domains: Sequence[str], sequences: SequenceTable) -> np.ndarray:
@@ -201,11 +201,13 @@ def _bound(domains: Sequence[str], sequences: SequenceTable) -> np.ndarray:
     return np.array(bound, dtype=np.int64)
 
 
-def _fleets(scenario: CascadeScenario, found: Sequence[Found], desk: Desk, env: simpy.Environment) -> list[Fleet]:
+def _fleets(
+    scenario: CascadeScenario, found: Sequence[Found], router: CascadeRouter, env: simpy.Environment
+) -> list[Fleet]:
     """Start the engines of every stage."""
     return [
         make_fleet(scenario.of_stage(stage), places, sequences, source, env, lambda number: None)
-        for stage, (places, sequences), source in zip(scenario.stage, found, desk.sources, strict=True)
+        for stage, (places, sequences), source in zip(scenario.stage, found, router.sources, strict=True)
     ]
 
 

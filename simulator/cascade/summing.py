@@ -19,14 +19,14 @@ from calibration.common.arrays import Floats
 from calibration.common.errors import ScenarioError
 from calibration.common.files import fresh_folder
 from calibration.common.version import paceline_version
-from simulator.cascade.desk import Desk
 from simulator.cascade.items import ItemTable
+from simulator.cascade.router import CascadeRouter
 from simulator.cascade.scenario import AnswerObjectives, CascadeScenario, Stage
 from simulator.playback.replay import SequenceTable
 from simulator.results.evidence import graded
 from simulator.results.metrics import acceptance, request_latencies, spread
 from simulator.results.result import Record, iterations_table, requests_table
-from simulator.running.assemble import Station
+from simulator.running.assemble import ReplicaSetup
 from simulator.scenario.inputs import traces_identity
 from simulator.workload import Source
 
@@ -36,12 +36,12 @@ class StageRun:
     """One stage after the run: its replicas, the sequences it served, and what they noted."""
 
     stage: Stage
-    places: list[Station]
+    places: list[ReplicaSetup]
     sequences: SequenceTable
     record: Record
 
 
-def requests_of(desk: Desk, table: ItemTable, runs: list[StageRun]) -> pa.Table:
+def requests_of(router: CascadeRouter, table: ItemTable, runs: list[StageRun]) -> pa.Table:
     """Give one row per request with an answer, in order of submission.
 
     ``path``: the stages it ran, with semicolons, the last of which answered. ``first_token_s`` and
@@ -53,27 +53,27 @@ def requests_of(desk: Desk, table: ItemTable, runs: list[StageRun]) -> pa.Table:
     visits = [requests_table(run.record, run.sequences) for run in runs]
     at = [{int(r): row for row, r in enumerate(v["request_id"].to_pylist())} for v in visits]
     columns = [{name: v[name].to_numpy() for name in _OF_ANSWER} for v in visits]
-    tickets = [t for _, t in sorted(desk.tickets.items()) if not np.isnan(t.finish_s)]
-    last = [(t.path[-1], at[t.path[-1]][t.request.id]) for t in tickets]
-    items = [t.request.sequence for t in tickets]
+    sent = [t for _, t in sorted(router.sent.items()) if not np.isnan(t.finish_s)]
+    last = [(t.path[-1], at[t.path[-1]][t.request.id]) for t in sent]
+    items = [t.request.sequence for t in sent]
     told: dict[str, Any] = {
-        "request_id": np.array([t.request.id for t in tickets], dtype=np.int64),
+        "request_id": np.array([t.request.id for t in sent], dtype=np.int64),
         "item": pa.array([table.items[i] for i in items], type=pa.string()),
         "domain": pa.array([table.domains[i] for i in items], type=pa.string()),
-        "counted": np.array([t.request.counted for t in tickets], dtype=bool),
-        "path": pa.array([";".join(table.stages[s] for s in t.path) for t in tickets], type=pa.string()),
-        "arrival_s": np.array([t.request.arrival_s for t in tickets]),
+        "counted": np.array([t.request.counted for t in sent], dtype=bool),
+        "path": pa.array([";".join(table.stages[s] for s in t.path) for t in sent], type=pa.string()),
+        "arrival_s": np.array([t.request.arrival_s for t in sent]),
         "first_token_s": np.array([columns[s]["first_token_s"][row] for s, row in last]),
-        "finish_s": np.array([t.finish_s for t in tickets]),
+        "finish_s": np.array([t.finish_s for t in sent]),
         "prompt_tokens": np.array([columns[s]["prompt_tokens"][row] for s, row in last], dtype=np.int64),
         "output_tokens": np.array([columns[s]["output_tokens"][row] for s, row in last], dtype=np.int64),
-        "correct": np.array([table.correct[i][t.path[-1]] for i, t in zip(items, tickets, strict=True)]),
-        "table_cost": _table_cost(table, items, [t.path for t in tickets]),
-        "transfer_s": np.array([sum(x.seconds for x in t.transfers) for t in tickets], dtype=np.float64),
-        "transfer_bytes": np.array([sum(x.nbytes for x in t.transfers) for t in tickets], dtype=np.float64),
+        "correct": np.array([table.correct[i][t.path[-1]] for i, t in zip(items, sent, strict=True)]),
+        "table_cost": _table_cost(table, items, [t.path for t in sent]),
+        "transfer_s": np.array([sum(x.seconds for x in t.transfers) for t in sent], dtype=np.float64),
+        "transfer_bytes": np.array([sum(x.nbytes for x in t.transfers) for t in sent], dtype=np.float64),
     }
     for stage, (rows, own) in enumerate(zip(at, columns, strict=True)):
-        shares = [float(own["engine_seconds"][rows[t.request.id]]) if t.request.id in rows else 0.0 for t in tickets]
+        shares = [float(own["engine_seconds"][rows[t.request.id]]) if t.request.id in rows else 0.0 for t in sent]
         told[f"engine_s_{table.stages[stage]}"] = np.array(shares, dtype=np.float64)
     return pa.table(told)
 

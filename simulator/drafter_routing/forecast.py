@@ -18,7 +18,7 @@ from calibration.traces import TraceSet
 from simulator.drafter_routing.group import Drafters
 from simulator.drafter_routing.prompts import equal_rows, token_counts
 from simulator.playback.replay import UNLIMITED, SequenceTable, select_sequences
-from simulator.playback.signals import Material, logistic
+from simulator.playback.signals import DrafterRecording, logistic
 from simulator.playback.survival import (
     RECENT_DECAY,
     Hazard,
@@ -97,7 +97,7 @@ def _learn(
         taught_facts = text_facts(traces, taught, _NEEDED_BY)
     fold, number = deal(traces, taught, folds, seed)
     models = range(number + (learn_from is not None))
-    materials = [Material(traces, name, taught) for name in drafters]
+    materials = [DrafterRecording(traces, name, taught) for name in drafters]
     owners, needed = materials[0].owners, materials[0].needed
     at_fold = fold[owners[needed]]
     copies = _copies(materials, taught_facts.match)
@@ -140,7 +140,7 @@ def deal(traces: TraceSet, sequences: SequenceTable, folds: int, seed: int) -> t
     return (np.argsort(order) % number)[kinds], number
 
 
-def shadow_acceptance(material: Material, runs: Ints, copies: Ints) -> Floats:
+def shadow_acceptance(material: DrafterRecording, runs: Ints, copies: Ints) -> Floats:
     """Give what recent acceptance would be at every position in rounds like those of the plain rule.
 
     Where a copy is made (`copies` >= 0: its accepted tokens), the round is the lookup's and teaches nothing of this
@@ -166,7 +166,7 @@ def shadow_acceptance(material: Material, runs: Ints, copies: Ints) -> Floats:
     return recent_acceptance(state[:, 0], state[:, 1])
 
 
-def _copies(materials: Sequence[Material], match: Ints) -> Ints:
+def _copies(materials: Sequence[DrafterRecording], match: Ints) -> Ints:
     """Give the accepted tokens of a copy where three tokens or more match; -1 elsewhere, and where none copies."""
     best = np.full(len(match), -1)
     for material in materials:
@@ -175,7 +175,7 @@ def _copies(materials: Sequence[Material], match: Ints) -> Ints:
     return np.where(match >= _SHADOW_MATCH, best, -1)
 
 
-def _runs(material: Material) -> tuple[Ints, Ints]:
+def _runs(material: DrafterRecording) -> tuple[Ints, Ints]:
     """Give (run lengths, proposal lengths) at every flat place; `ReplayError` where run lengths are missing."""
     runs, proposed = material.columns("run_length", "proposal_length")
     material.whole("run_length", runs, _NEEDED_BY)

@@ -127,7 +127,7 @@ def alone_seconds(prices: Prices, cost: DraftCost, context: Ints, drafted: Ints)
     return np.asarray(draft_s + verify_s + prices.overhead_s)
 
 
-class Door:
+class RoutedReplay:
     """The replay as an engine sees it: a request that comes in is given its drafter.
 
     With a `choice` it stands in the row of the drafter chosen, without one in the joint row.
@@ -285,8 +285,8 @@ class ByRequest:
     the choice; where it was preempted, those of the rounds since. Of one drafter alone, `Serial` gives the same.
     """
 
-    def __init__(self, drafters: Drafters, door: Door, choice: Choice, max_num_seqs: int) -> None:
-        self._drafters, self._door, self._choice = drafters, door, choice
+    def __init__(self, drafters: Drafters, routed_replay: RoutedReplay, choice: Choice, max_num_seqs: int) -> None:
+        self._drafters, self._door, self._choice = drafters, routed_replay, choice
         self._tokens, self._seconds = np.zeros(max_num_seqs, dtype=np.int64), np.zeros(max_num_seqs)
 
     def opened(self, slots: Ints) -> None:

@@ -15,7 +15,7 @@ from calibration.common.errors import ReplayError
 from simulator.drafter_routing.forecast import ForecastRule, learn_forecasts
 from simulator.drafter_routing.group import Draft, Drafters
 from simulator.playback.replay import Replay
-from simulator.playback.signals import Material
+from simulator.playback.signals import DrafterRecording
 from simulator.playback.survival import text_facts
 from simulator.pricing.costs import DraftCost
 from simulator.rounds.protocols import Played, Round
@@ -101,7 +101,7 @@ class MatchRule:
 def make_round_rule(
     rule: ContextMatch | Forecast,
     scenario: Scenario,
-    materials: Sequence[Material],
+    materials: Sequence[DrafterRecording],
     drafters: Drafters,
     costs: Sequence[DraftCost],
     policy: StoppingPolicy,

@@ -36,15 +36,15 @@ from simulator.drafter_routing.group import (
     ByOracleRound,
     ByRequest,
     ByUnion,
-    Door,
     Drafters,
     Foresight,
+    RoutedReplay,
 )
 from simulator.drafter_routing.hybrid import ByRoundRule, make_round_rule
 from simulator.drafter_routing.prompts import domain_contexts, out_of_fold, prompt_contexts, token_counts
 from simulator.placement import Placement
 from simulator.playback.replay import DrawnRuns, Replay, SequenceTable
-from simulator.playback.signals import Material, make_signals
+from simulator.playback.signals import DrafterRecording, make_signals
 from simulator.pricing.costs import DraftCost, Prices
 from simulator.scenario import routing as settings
 from simulator.scenario.routing import ContextMatch, Forecast, stopping_faults
@@ -108,7 +108,7 @@ class Routed:
     """What serves a replica with several drafters."""
 
     rule: settings.DrafterRouting
-    replay: Door
+    replay: RoutedReplay
     placement: Placement
     signals: ManySignals | None
     drafters: Drafters
@@ -136,7 +136,7 @@ def drafter_names(scenario: Scenario) -> tuple[str, ...]:
 
 def is_drawn(replay: Replay) -> bool:
     """Whether acceptance is drawn at random, not recorded."""
-    parts = replay.many.parts if isinstance(replay, Door) else (replay,)
+    parts = replay.many.parts if isinstance(replay, RoutedReplay) else (replay,)
     return any(isinstance(part, DrawnRuns) for part in parts)
 
 
@@ -177,13 +177,13 @@ def route(
         raise ScenarioError(f"routing.drafter: {faults[0]}")
     costs = [prices.by_drafter[name] for name in rule.drafters]
     drafters = Drafters(many, rule.drafters, costs)
-    materials = [Material(traces, name, sequences) for name in rule.drafters]
+    materials = [DrafterRecording(traces, name, sequences) for name in rule.drafters]
     choice = _choice(rule, scenario, materials, policy, prices, many)
-    door = Door(many, sequences.output_tokens, choice)
+    routed_replay = RoutedReplay(many, sequences.output_tokens, choice)
     slots = scenario.engine.max_num_seqs
     placement: Placement
     if choice is not None:
-        placement = ByRequest(drafters, door, choice, slots)
+        placement = ByRequest(drafters, routed_replay, choice, slots)
     elif isinstance(rule, settings.ByConfidence):
         placement = ByMeanConfidence(drafters, rule.probe_tokens)
     elif isinstance(rule, settings.Merged):
@@ -194,7 +194,7 @@ def route(
     else:
         assert isinstance(rule, settings.OracleRound)
         placement = ByOracleRound(drafters, _foresight(rule, policy, prices, many), slots)
-    return Routed(rule, door, placement, _signals(rule, scenario, policy, many, materials), drafters, choice)
+    return Routed(rule, routed_replay, placement, _signals(rule, scenario, policy, many, materials), drafters, choice)
 
 
 def _signals(
@@ -202,7 +202,7 @@ def _signals(
     scenario: Scenario,
     policy: StoppingPolicy,
     many: ManyRuns,
-    materials: Sequence[Material],
+    materials: Sequence[DrafterRecording],
 ) -> ManySignals | None:
     parts = []
     for material in materials:
@@ -217,7 +217,7 @@ def _signals(
 def _choice(
     rule: settings.DrafterRouting,
     scenario: Scenario,
-    materials: Sequence[Material],
+    materials: Sequence[DrafterRecording],
     policy: StoppingPolicy,
     prices: Prices,
     many: ManyRuns,
@@ -297,7 +297,7 @@ def _by_domain(rule: settings.ByDomain, sequences: SequenceTable) -> list[int]:
     return chosen
 
 
-def _kernel_ucb(rule: settings.PakUcb, material: Material) -> KernelUcb:
+def _kernel_ucb(rule: settings.PakUcb, material: DrafterRecording) -> KernelUcb:
     if rule.features == "domain":
         context_of, similarity = domain_contexts(material.sequences.domains)
     else:
@@ -311,7 +311,7 @@ def _kernel_ucb(rule: settings.PakUcb, material: Material) -> KernelUcb:
 def _classified(
     rule: settings.ByClassifier,
     seed: int,
-    materials: Sequence[Material],
+    materials: Sequence[DrafterRecording],
     longest_draft: int | None,
     prices: Prices,
 ) -> Table:
@@ -332,7 +332,7 @@ def _classified(
     return Table(guesses.tolist(), told)
 
 
-def mean_accepted(material: Material, longest_draft: int) -> Floats:
+def mean_accepted(material: DrafterRecording, longest_draft: int) -> Floats:
     """Give, for each sequence, the mean over its positions of the accepted tokens of a draft of `longest_draft`.
 
     Recorded run lengths where there are any, else the expectation, sum over j <= k of a_t .. a_{t+j-1}. The bonus is

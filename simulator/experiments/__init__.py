@@ -1,1 +1,1 @@
-"""Several runs: replications, comparisons on the same luck, sweeps with a store."""
+"""Several runs: replications, comparisons on common random numbers, sweeps with a store."""

@@ -1,8 +1,8 @@
-"""Compare scenarios on common random numbers: every replication gives all of them the same luck.
+"""Compare scenarios on common random numbers: every replication gives all of them the same random numbers.
 
-Arrivals, the order of requests and the luck of every request depend on the seed and the request alone, never on the
-policy, so that replication r of A and of B differ by what the scenarios differ in. Paired differences then vary far
-less than differences of independent runs.
+Arrivals, the order of requests and the random numbers of every request depend on the seed and the request alone,
+never on the policy, so that replication r of A and of B differ by what the scenarios differ in. Paired differences
+then vary far less than differences of independent runs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _LESS = re.compile(r"(mean|median|p\d+)_(ttft|tpot|itl|e2el)_ms|usd_per_.*|joule
 
 @dataclass(frozen=True)
 class Contrast:
-    """One number of two scenarios on the same luck.
+    """One number of two scenarios on common random numbers.
 
     `difference` is B - A. `ratio` is B / A: the geometric mean of the paired ratios, its interval that of their
     logarithms (None where a value is not above zero). `variance_reduction` is

@@ -1,4 +1,4 @@
-"""Replications: the same scenario on different luck, for intervals that mean something.
+"""Replications: the same scenario on different random numbers, for intervals that mean something.
 
 Latencies within a run are autocorrelated, so requests are never resampled: the unit of chance is the run.
 

@@ -144,8 +144,8 @@ class ThinnedRuns:
     """Accepts every token that `whole` accepts with probability 1 - `drop`, independently.
 
     Acceptance a becomes a (1 - drop). One number is drawn for each output token of a request; it depends on seed and
-    request alone, so that all policies share their luck. Runs of neighbouring positions agree on it: a lost token
-    ends every run that reaches it. An approximation of a drafter that was not recorded.
+    request alone, so that all policies share their random numbers. Runs of neighbouring positions agree on it: a lost
+    token ends every run that reaches it. An approximation of a drafter that was not recorded.
 
     `lengths`: output tokens of each recorded sequence.
     """

@@ -11,8 +11,9 @@ accepted independently with probability a; drafts have k tokens, shortened at th
   + 1, n + 1): what lies behind "+ 1" is the verification of the last block, and n + 1 is plain decoding.
 
 `si_costs` and `dsi_costs` draw runs of this model, `expected_si_cost` and `expected_dsi_cost` give their exact
-means. In the mean DSI never loses to SI or to plain decoding; on one and the same luck a stretch that ends exactly
-with a block may, as the rejected block's drafting is charged. `simulator.placement.servers` does not charge that.
+means. In the mean DSI never loses to SI or to plain decoding; on one and the same random numbers a stretch that ends
+exactly with a block may, as the rejected block's drafting is charged. `simulator.placement.servers` does not charge
+that.
 """
 
 from __future__ import annotations
@@ -198,11 +199,11 @@ class ManyServers:
 
         min(j t_1, ceil((j-1) / k) k t_d + t_v, floor((j-1) / k) k t_d + t_v + ((j-1) mod k) t_1)
 
-    which for the same luck is never later than under `Serial` with the same k, nor than without drafting. This
-    needs ceil(t_v / (k t_d)) servers for blocks. Where there are fewer, blocks wait for them and begin t_v / servers
-    apart (the first ones would a little sooner); then nothing is promised against `Serial`. The published model
-    (`simulator.placement.servers`) charges more: the block of the rejected token, also where the server before it
-    knows that token.
+    which for the same random numbers is never later than under `Serial` with the same k, nor than without drafting.
+    This needs ceil(t_v / (k t_d)) servers for blocks. Where there are fewer, blocks wait for them and begin t_v /
+    servers apart (the first ones would a little sooner); then nothing is promised against `Serial`. The published
+    model (`simulator.placement.servers`) charges more: the block of the rejected token, also where the server before
+    it knows that token.
 
     A round lasts until every slot has its next token, at most t_1 while prices stand still; a slot keeps the time
     that it is ahead. For one slot the times are exact; in a batch tokens are seen at the end of the round in which

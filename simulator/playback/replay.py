@@ -291,7 +291,7 @@ class DrawnRuns:
     Every request draws one uniform number u_i per output token i; a token drafted at i is accepted iff u_i < a_i,
     and a run goes on until the first that is not. A run consults each token at most once (the token after a
     rejection is emitted, not drafted), so the draws are the independent ones that the theory asks for. The numbers
-    depend on seed and request alone: all policies share their luck.
+    depend on seed and request alone: all policies share their random numbers.
 
     a_i = min(1, q_i(x_i) / p_i(x_i)); Leviathan et al. 2023 and Chen et al. 2023, conditioned on the emitted token.
     """

@@ -36,7 +36,7 @@ from simulator.playback.replay import SequenceTable
 
 
 @dataclass(frozen=True)
-class Material:
+class DrafterRecording:
     """What was recorded of one drafter on the sequences served; what policies may be fitted to."""
 
     traces: TraceSet
@@ -144,7 +144,7 @@ def fit_logistic(x: Floats, labels: Floats) -> Floats:
     return b
 
 
-def fit_by_fold(material: Material, confidence: Floats, entropy: Floats) -> Floats:
+def fit_by_fold(material: DrafterRecording, confidence: Floats, entropy: Floats) -> Floats:
     """Give coefficients for every sequence (sequences, 3), fitted to the positions of sequences of other folds.
 
     So that no request is predicted from its own text. Labels are the recorded acceptance probabilities (greedy:
@@ -221,7 +221,7 @@ class RecordedSignals:
     def __init__(
         self,
         replay: Places,
-        material: Material,
+        material: DrafterRecording,
         confidence: Floats,
         entropy: Floats,
         coefficients: Floats | None = None,
@@ -271,7 +271,7 @@ class RecordedSignals:
 
 
 def make_signals(
-    replay: Places, material: Material, *, predict: bool = False, coefficients: Floats | None = None
+    replay: Places, material: DrafterRecording, *, predict: bool = False, coefficients: Floats | None = None
 ) -> RecordedSignals:
     """Compile the signals of a drafter; `predict` also fits, or takes, the model of acceptance.
 
@@ -294,7 +294,7 @@ def make_signals(
     return RecordedSignals(replay, material, confidence, entropy, fitted)
 
 
-def _tails(material: Material, confidence: Floats, entropy: Floats) -> Tails:
+def _tails(material: DrafterRecording, confidence: Floats, entropy: Floats) -> Tails:
     """Cut the recorded rollouts at their first wrong token."""
     names = ("step", "drafter_confidence", "drafter_entropy")
     table, place = material.rows(material.traces.rollouts, names)
@@ -334,7 +334,7 @@ def _padded(values: Floats, first: Ints, count: Ints) -> Floats:
 
 
 def _agreement(
-    material: Material,
+    material: DrafterRecording,
     start: Ints,
     paths: list[Floats],
     count: Ints,
@@ -359,7 +359,7 @@ def _agreement(
     return np.maximum(agreeing - 1, 0), None
 
 
-def _own_rows(material: Material, start: Ints, length: Ints, runs: Ints | None) -> Ints:
+def _own_rows(material: DrafterRecording, start: Ints, length: Ints, runs: Ints | None) -> Ints:
     """Give for every flat place the row of the tail that is its own, or -1."""
     places = int(material.lengths.sum())
     exact = np.full(places, -1, dtype=np.int64)
@@ -378,7 +378,7 @@ def _own_rows(material: Material, start: Ints, length: Ints, runs: Ints | None) 
     return exact
 
 
-def _sees_tokens_alone(runs: Ints, material: Material) -> bool:
+def _sees_tokens_alone(runs: Ints, material: DrafterRecording) -> bool:
     """Whether the run lengths are those of match bits: n > 0 at t means n - 1 at t + 1."""
     inside = np.flatnonzero((runs[:-1] > 0) & (np.diff(material.owners) == 0))
     inside = np.setdiff1d(inside, material.starts)

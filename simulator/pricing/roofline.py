@@ -1,4 +1,4 @@
-"""The roofline: what a step costs on a device nobody here has, of a model nobody here can load.
+"""The roofline: what a step costs of a model and on a device that are not at hand.
 
 A step is the sum of its kernels. Each takes the time that its operations or its bytes need at a fitted share of the
 device's peak, but never less than its launch (Williams et al., *Roofline*, 2009, with latencies); the engine adds its

@@ -269,19 +269,19 @@ class Record:
         self.drafts = sum(log.drafts for log in logs)
         self.requests = _joined([log.requests.all() for log in logs])
         """Columns of the requests that ended, and `member`."""
-        stints = [log.stints.all() for log in logs]
+        spans = [log.spans.all() for log in logs]
         first = 0
-        for log, columns in zip(logs, stints, strict=True):
+        for log, columns in zip(logs, spans, strict=True):
             columns |= {name: columns[name] + first for name in ("first_round", "last_round")}
             first += log.rounds
-        self.stints = _joined(stints)
+        self.spans = _joined(spans)
         order = np.argsort(self.requests["request_id"], kind="stable")
         ids = self.requests["request_id"][order]
-        at = np.searchsorted(ids, self.stints["request_id"])
+        at = np.searchsorted(ids, self.spans["request_id"])
         # Fillers may be cut off by the end of the run after they were preempted.
-        ended = np.flatnonzero(ids.take(at, mode="clip") == self.stints["request_id"]) if len(ids) else at[:0]
-        self.stints = {name: column[ended] for name, column in self.stints.items()}
-        self.stints["request"] = order[at[ended]]
+        ended = np.flatnonzero(ids.take(at, mode="clip") == self.spans["request_id"]) if len(ids) else at[:0]
+        self.spans = {name: column[ended] for name, column in self.spans.items()}
+        self.spans["request"] = order[at[ended]]
         decode = [_decode(log) for log in logs]
         start, duration, active = (np.concatenate(columns) for columns in zip(*decode, strict=True))
         self.round_ends: Floats = start + duration
@@ -289,9 +289,9 @@ class Record:
         """Seconds that a request in all rounds would have, each round shared equally among its slots."""
 
     def per_request(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Sum `values`, one for each stint, by request."""
+        """Sum `values`, one for each span, by request."""
         total = np.zeros(len(self.requests["request_id"]), dtype=values.dtype)
-        np.add.at(total, self.stints["request"], values)
+        np.add.at(total, self.spans["request"], values)
         return total
 
     def accepted_by_length(self) -> Ints:
@@ -354,11 +354,11 @@ def requests_table(record: Record, sequences: SequenceTable) -> pa.Table:
     the new ones only), so that the column sums to the busy time of the engines. ``replica`` is where it ended;
     ``cached_tokens`` of its prompt were not computed when it first started.
     """
-    kept, stints = record.requests, record.stints
+    kept, spans = record.requests, record.spans
     order = np.argsort(kept["request_id"], kind="stable")
     names = ("arrival_s", "start_s", "first_token_s", "finish_s", "prompt_tokens", "output_tokens")
     sequence = kept["sequence"][order].tolist()
-    first, last = stints["first_round"], stints["last_round"]
+    first, last = spans["first_round"], spans["last_round"]
     seconds = kept["prefill_share_s"] + record.per_request(record.shares[last] - record.shares[first])
     replicas = np.array([member.name for member in record.members])
     return pa.table(
@@ -383,21 +383,21 @@ def requests_table(record: Record, sequences: SequenceTable) -> pa.Table:
 def inter_token_latencies(record: Record, window: Window | None = None) -> tuple[Floats, Ints]:
     """Give (gap in seconds, how often it occurred) between emissions of counted requests, those of `window` only.
 
-    The first gap of a stint starts at its own last emission before; all others are the gaps between ends of
+    The first gap of a span starts at its own last emission before; all others are the gaps between ends of
     neighbouring rounds, which their slots share. A request that was preempted has one more where its recomputation
     emitted.
     """
-    stints = record.stints
-    chosen = stints["counted"] == 1
+    spans = record.spans
+    chosen = spans["counted"] == 1
     if window is not None:
-        chosen &= window.keeps(stints["request_id"])
+        chosen &= window.keeps(spans["request_id"])
     first, last, began, previous = (
-        stints[name][chosen] for name in ("first_round", "last_round", "began_s", "previous_s")
+        spans[name][chosen] for name in ("first_round", "last_round", "began_s", "previous_s")
     )
     ends = record.round_ends
     some = last > first
     own = ends[first[some]] - began[some]
-    # How many chosen stints were in rounds i-1 and i alike: +1 after the first round, -1 after the last one.
+    # How many chosen spans were in rounds i-1 and i alike: +1 after the first round, -1 after the last one.
     change = np.zeros(len(ends) + 1, dtype=np.int64)
     np.add.at(change, first[some] + 1, 1)
     np.add.at(change, last[some], -1)
@@ -409,19 +409,19 @@ def inter_token_latencies(record: Record, window: Window | None = None) -> tuple
 
 def longest_gaps(record: Record, request_ids: Ints) -> Floats:
     """Give the longest gap between two emissions of each of `request_ids`, in seconds; 0 where there is none."""
-    stints, ends = record.stints, record.round_ends
-    first, last = stints["first_round"], stints["last_round"]
-    longest = np.nan_to_num(stints["began_s"] - stints["previous_s"])
+    spans, ends = record.spans, record.round_ends
+    first, last = spans["first_round"], spans["last_round"]
+    longest = np.nan_to_num(spans["began_s"] - spans["previous_s"])
     some = last > first
-    longest[some] = np.maximum(longest[some], ends[first[some]] - stints["began_s"][some])
+    longest[some] = np.maximum(longest[some], ends[first[some]] - spans["began_s"][some])
     several = last - first > 1
     if several.any():
-        # Maximum over the gaps first .. last-2 of each stint: every second stretch of a reduceat.
+        # Maximum over the gaps first .. last-2 of each span: every second stretch of a reduceat.
         gaps = np.append(np.diff(ends), 0.0)
         edges = np.stack((first[several], last[several] - 1), axis=1).ravel()
         longest[several] = np.maximum(longest[several], np.maximum.reduceat(gaps, edges)[::2])
     ids = record.requests["request_id"]
     by_request = np.zeros(len(ids))
-    np.maximum.at(by_request, stints["request"], longest)
+    np.maximum.at(by_request, spans["request"], longest)
     order = np.argsort(ids)
     return by_request[order[np.searchsorted(ids, request_ids, sorter=order)]]

@@ -389,7 +389,7 @@ class RunLog:
             swap_s="d",
             kv_blocks="q",
         )
-        self.stints = Columns(
+        self.spans = Columns(
             request_id="q",
             counted="q",
             first_round="q",

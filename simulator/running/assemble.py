@@ -25,7 +25,7 @@ from simulator.serving.engine import Engine
 from simulator.serving.fleet import Fleet, make_replica_policy
 from simulator.serving.kv import Drafter, Job, block_bytes, chain, num_blocks
 from simulator.serving.scheduler import Limits, make_order
-from simulator.stopping import Material, StoppingPolicy, make_policy, policy_signals
+from simulator.stopping import DrafterRecording, StoppingPolicy, make_policy, policy_signals
 from simulator.stopping.make import Maker
 from simulator.workload import Source
 
@@ -35,7 +35,7 @@ _TABLES = ("drafter", "stopping", "placement", "costs")
 
 
 @dataclass(frozen=True)
-class Station:
+class ReplicaSetup:
     """One replica as the scenario describes it: the scenario that it alone would have, and what serves it."""
 
     name: str
@@ -51,13 +51,13 @@ class Station:
     routed: Routed | None = None
 
 
-def stations(
+def replica_setups(
     scenario: Scenario,
     traces: TraceSet,
     sequences: SequenceTable,
     read: ReadTraces,
     given: Mapping[str, Maker] | None = None,
-) -> list[Station]:
+) -> list[ReplicaSetup]:
     """Give every replica of `scenario`: a single one named "0" where it has no ``[[replica]]``.
 
     `given`: stopping policies from outside that need no entry point, by name.
@@ -72,7 +72,7 @@ def stations(
     found = []
     for replica, view, own in zip(replicas, views, sets, strict=True):
         for number in range(replica.count):
-            material = None if view.drafter is None else Material(own, view.drafter.name, sequences)
+            material = None if view.drafter is None else DrafterRecording(own, view.drafter.name, sequences)
             policy = make_policy(view.stopping, view.engine.max_num_seqs, material, given)
             drafter = view.drafter.name if view.drafter is not None and policy is not None else None
             longest = None if policy is None else policy.longest_draft
@@ -83,7 +83,7 @@ def stations(
             info = None if drafter is None else own.manifest.drafter(drafter)
             prices = placed_prices(view.placement, make_prices(view, own), info)
             found.append(
-                Station(
+                ReplicaSetup(
                     name=replica.name if replica.count == 1 else f"{replica.name}-{number}",
                     scenario=view,
                     traces=own,
@@ -97,28 +97,30 @@ def stations(
                 )
             )
     shared: dict[tuple[int, int | None], ManyRuns] = {}
-    return [_routed(place, sequences, shared) for place in found]
+    return [_routed(one, sequences, shared) for one in found]
 
 
-def _routed(place: Station, sequences: SequenceTable, shared: dict[tuple[int, int | None], ManyRuns]) -> Station:
-    """Give `place` with its drafters, where requests are routed to several; replicas share what is compiled."""
-    view, policy, rule = place.scenario, place.policy, drafter_rule(place.scenario)
+def _routed(
+    replica: ReplicaSetup, sequences: SequenceTable, shared: dict[tuple[int, int | None], ManyRuns]
+) -> ReplicaSetup:
+    """Give `replica` with its drafters, where requests are routed to several; replicas share what is compiled."""
+    view, policy, rule = replica.scenario, replica.policy, drafter_rule(replica.scenario)
     if rule is None or policy is None:
-        return place
-    key = (id(place.traces), policy.longest_draft)
+        return replica
+    key = (id(replica.traces), policy.longest_draft)
     if key not in shared:
         shared[key] = compile_drafters(
-            place.traces,
+            replica.traces,
             rule.drafters,
             sequences,
             seed=view.seed,
             longest_draft=policy.longest_draft,
             block_tokens=block_tokens(view.workload),
         )
-    routed = route(view, place.traces, sequences, policy, place.prices, shared[key])
-    limits = _limits(view, place.traces, policy, in_memory(rule))
+    routed = route(view, replica.traces, sequences, policy, replica.prices, shared[key])
+    limits = _limits(view, replica.traces, policy, in_memory(rule))
     return replace(
-        place,
+        replica,
         limits=replace(limits, lookahead_tokens=slots_ahead(rule, policy.longest_draft)),
         placement=routed.placement,
         replay=routed.replay,
@@ -196,33 +198,33 @@ def _replay(
 
 def make_fleet(
     scenario: Scenario,
-    places: list[Station],
+    replicas: list[ReplicaSetup],
     sequences: SequenceTable,
     source: Source,
     env: simpy.Environment,
     ended: Callable[[int], None],
 ) -> Fleet:
-    """Start the engines of `places` behind a router."""
+    """Start the engines of `replicas` behind a router."""
     policy = None
     if scenario.replica is not None:
         chosen = scenario.routing.replica if scenario.routing is not None else None
         policy = make_replica_policy(chosen or RoundRobin(), scenario.seed)
     fleet = Fleet(env, source, make_order(scenario.batching, sequences), policy, ended)
     recorded = source.provenance.get("lengths") == "recorded"
-    for place in places:
+    for replica in replicas:
         fleet.engines.append(
             Engine(
                 env,
                 fleet,
-                place.prices,
-                place.limits,
-                name=place.name,
-                replay=place.replay,
-                policy=place.policy,
-                placement=place.placement,
-                signals=place.signals,
-                contents=Contents(place.limits.block_size, recorded),
-                outages=place.outages,
+                replica.prices,
+                replica.limits,
+                name=replica.name,
+                replay=replica.replay,
+                policy=replica.policy,
+                placement=replica.placement,
+                signals=replica.signals,
+                contents=Contents(replica.limits.block_size, recorded),
+                outages=replica.outages,
             )
         )
     fleet.start()
@@ -259,16 +261,16 @@ class Contents:
         return keys + chain((request.id << 2) + 3, range(prompt, blocks))
 
 
-def members(fleet: Fleet, places: list[Station]) -> list[Member]:
+def members(fleet: Fleet, replicas: list[ReplicaSetup]) -> list[Member]:
     """Give what every replica leaves behind."""
     return [
         Member(
             name=engine.name,
             log=engine.log,
-            overhead_s=place.prices.overhead_s,
+            overhead_s=replica.prices.overhead_s,
             counters=engine.scheduler.counters,
-            num_blocks=place.limits.num_blocks,
-            paged=place.limits.num_blocks is not None or place.limits.prefix_caching,
+            num_blocks=replica.limits.num_blocks,
+            paged=replica.limits.num_blocks is not None or replica.limits.prefix_caching,
         )
-        for engine, place in zip(fleet.engines, places, strict=True)
+        for engine, replica in zip(fleet.engines, replicas, strict=True)
     ]

@@ -20,7 +20,7 @@ from simulator.pricing.power import joules, modelled_joules
 from simulator.results import metrics
 from simulator.results.evidence import Evidence, graded, replayed, served
 from simulator.results.result import Record, RunResult, iterations_table, requests_table
-from simulator.running.assemble import Station, make_fleet, members, stations
+from simulator.running.assemble import ReplicaSetup, make_fleet, members, replica_setups
 from simulator.scenario.fleet import OracleShortest
 from simulator.scenario.inputs import traces_identity
 from simulator.scenario.loading import name_faults
@@ -58,46 +58,46 @@ def simulate(
     traces = traces if traces is not None else read_traces(scenario)
     _check_names(scenario, traces)
     sequences = select_sequences(traces, domains=scenario.traces.domains, drafter=drafter_names(scenario))
-    places = stations(scenario, traces, sequences, read_traces, given)
+    replicas = replica_setups(scenario, traces, sequences, read_traces, given)
     source = make_source(scenario, sequences)
     tally = _Tally(progress, source.counted)
     env = simpy.Environment()
-    fleet = make_fleet(scenario, places, sequences, source, env, tally.add)
+    fleet = make_fleet(scenario, replicas, sequences, source, env, tally.add)
     env.run()
-    record = Record(members(fleet, places))
+    record = Record(members(fleet, replicas))
     requests, iterations = requests_table(record, sequences), iterations_table(record)
-    prices = places[0].prices
-    extrapolated = sum(place.prices.extrapolated_iterations for place in places)
+    prices = replicas[0].prices
+    extrapolated = sum(replica.prices.extrapolated_iterations for replica in replicas)
     summary: dict[str, Any] = {
         "name": scenario.name,
         **metrics.service(record, requests, iterations, scenario),
         **(
             metrics.acceptance(record) | metrics.rounds(requests)
-            if any(place.policy is not None for place in places)
+            if any(replica.policy is not None for replica in replicas)
             else {}
         ),
-        **routing_summary({place.name: place.routed for place in places}),
+        **routing_summary({replica.name: replica.routed for replica in replicas}),
         **metrics.where_time_went(iterations),
         **metrics.beside(record),
         **metrics.memory(record, iterations),
-        **_joules(traces, places, iterations),
+        **_joules(traces, replicas, iterations),
         "iterations": iterations.num_rows,
         "extrapolated_iterations": extrapolated,
-        **_signals(places),
+        **_signals(replicas),
         "truncated_requests": source.truncated,
         "resampled_requests": source.resampled_requests,
         "resampled_tokens": source.resampled_tokens,
         "seed": scenario.seed,
         "scenario_hash": scenario.hash,
         "paceline_version": paceline_version(),
-        **_fleet(scenario, places, fleet, record, requests, iterations),
+        **_fleet(scenario, replicas, fleet, record, requests, iterations),
         "costs": prices.describe(),
-        "provenance": _provenance(scenario, traces.manifest, sequences, places)
+        "provenance": _provenance(scenario, traces.manifest, sequences, replicas)
         | traces_identity(traces)
         | ({"inputs_sha256": inputs} if inputs else {})
         | _workload_provenance(scenario, source)
-        | placement_provenance(places[0].scenario.placement)
-        | _oracles(places),
+        | placement_provenance(replicas[0].scenario.placement)
+        | _oracles(replicas),
     }
     _warn(extrapolated, iterations.num_rows)
     return RunResult(scenario, summary, requests, iterations)
@@ -124,18 +124,18 @@ def evidence_of(scenarios: Iterable[Scenario], traces: TraceSet) -> Evidence:
     told = []
     for scenario in scenarios:
         sequences = select_sequences(traces, domains=scenario.traces.domains, drafter=drafter_names(scenario))
-        places = stations(scenario, traces, sequences, read_traces)
-        manifests = [place.traces.manifest for place in places]
-        told.append(graded(manifests, [place.prices for place in places]) | served(scenario, traces.manifest))
+        replicas = replica_setups(scenario, traces, sequences, read_traces)
+        manifests = [replica.traces.manifest for replica in replicas]
+        told.append(graded(manifests, [replica.prices for replica in replicas]) | served(scenario, traces.manifest))
     return Evidence.of(told)
 
 
-def _oracles(places: list[Station]) -> dict[str, str]:
+def _oracles(replicas: list[ReplicaSetup]) -> dict[str, str]:
     """Say what knows the future, if anything does: such results bound what an engine can do."""
-    chosen = [place.scenario for place in places]
+    chosen = [replica.scenario for replica in replicas]
     routings = [one.routing.drafter for one in chosen if one.routing is not None]
     rules = {rule.policy for rule in routings if rule is not None}
-    known = {"stopping policy"} if any(isinstance(place.policy, OraclePolicy) for place in places) else set()
+    known = {"stopping policy"} if any(isinstance(replica.policy, OraclePolicy) for replica in replicas) else set()
     known |= {"routing to drafters"} if any(rule.startswith("oracle") for rule in rules) else set()
     known |= {"batching"} if any(isinstance(one.batching, OracleShortest) for one in chosen) else set()
     if not known:
@@ -143,17 +143,17 @@ def _oracles(places: list[Station]) -> dict[str, str]:
     return {"oracle": f"{' and '.join(sorted(known))}: knows the future; a bound, not what an engine can do"}
 
 
-def _joules(traces: TraceSet, places: list[Station], iterations: pa.Table) -> dict[str, Any]:
+def _joules(traces: TraceSet, replicas: list[ReplicaSetup], iterations: pa.Table) -> dict[str, Any]:
     """Give the joules of a fleet of equal replicas: from measured power, else from that fitted for the roofline."""
-    if not _alike(places):
+    if not _alike(replicas):
         return {}
-    costs = places[0].prices.describe()
+    costs = replicas[0].prices.describe()
     return joules(traces.timings, costs, iterations) or modelled_joules(costs, iterations)
 
 
-def _signals(places: list[Station]) -> dict[str, int]:
+def _signals(replicas: list[ReplicaSetup]) -> dict[str, int]:
     """Say how many of the drafter's signals were asked for and how many of them had to be estimated, if any were."""
-    read = [place.signals for place in places if place.signals is not None]
+    read = [replica.signals for replica in replicas if replica.signals is not None]
     if not read:
         return {}
     return {
@@ -191,14 +191,14 @@ def _check_names(scenario: Scenario, traces: TraceSet) -> None:
         raise ScenarioError("\n".join(f"scenario: {fault}" for fault in faults))
 
 
-def _alike(places: list[Station]) -> bool:
+def _alike(replicas: list[ReplicaSetup]) -> bool:
     """Whether one set of prices holds for all replicas."""
-    return all(place.prices.describe() == places[0].prices.describe() for place in places)
+    return all(replica.prices.describe() == replicas[0].prices.describe() for replica in replicas)
 
 
 def _fleet(
     scenario: Scenario,
-    places: list[Station],
+    replicas: list[ReplicaSetup],
     fleet: Fleet,
     record: Record,
     requests: pa.Table,
@@ -208,9 +208,9 @@ def _fleet(
     if scenario.replica is None:
         return {}
     parts = metrics.by_replica(record, requests, iterations)
-    if not _alike(places):
-        for place in places:
-            parts[place.name] |= {"device": place.traces.manifest.device.name, "costs": place.prices.describe()}
+    if not _alike(replicas):
+        for replica in replicas:
+            parts[replica.name] |= {"device": replica.traces.manifest.device.name, "costs": replica.prices.describe()}
     return {"requeued_requests": fleet.requeued, "replicas": parts}
 
 
@@ -225,18 +225,18 @@ def _warn(extrapolated: int, iterations: int) -> None:
 
 
 def _provenance(
-    scenario: Scenario, manifest: Manifest, sequences: SequenceTable, places: list[Station]
+    scenario: Scenario, manifest: Manifest, sequences: SequenceTable, replicas: list[ReplicaSetup]
 ) -> dict[str, Any]:
     """Say where the numbers come from: which are simulated, fitted, stated, recorded or imported."""
-    manifests = [place.traces.manifest for place in places]
-    replays = [place.replay for place in places if place.replay is not None]
+    manifests = [replica.traces.manifest for replica in replicas]
+    replays = [replica.replay for replica in replicas if replica.replay is not None]
     exactness = "none: nothing is drafted"
     if replays:
         exactness = replayed(manifests, drafter_names(scenario), any(is_drawn(replay) for replay in replays))
     return {
         "results": "simulated",
-        "costs": places[0].prices.verify.rests_on,
-        **graded(manifests, [place.prices for place in places]),
+        "costs": replicas[0].prices.verify.rests_on,
+        **graded(manifests, [replica.prices for replica in replicas]),
         "acceptance": manifest.kind
         if manifest.import_format is None
         else f"{manifest.kind}: {manifest.import_format}",

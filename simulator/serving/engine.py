@@ -261,7 +261,7 @@ class Engine:
     def _left(self, job: Job) -> None:
         """Note a stretch of rounds that has ended."""
         request, rounds = job.request, self.log.rounds
-        self.log.stints.add(request.id, request.counted, job.first_round, rounds, job.previous_s, job.began_s)
+        self.log.spans.add(request.id, request.counted, job.first_round, rounds, job.previous_s, job.began_s)
         if rounds > job.first_round:
             job.began_s = self._round_end
 

@@ -47,7 +47,7 @@ class Job:
     start_s: float = math.nan
     first_token_s: float = math.nan
     previous_s: float = math.nan
-    """When it last emitted before its present stretch of rounds; see `RunLog.stints`."""
+    """When it last emitted before its present stretch of rounds; see `RunLog.spans`."""
     began_s: float = math.nan
     first_round: int = 0
     prefill_share_s: float = 0.0

@@ -5,15 +5,15 @@ one. Each says in its docstring where it comes from and how exact its replay is.
 through entry points: see `simulator.stopping.make`.
 """
 
-from simulator.playback.signals import Material
+from simulator.playback.signals import DrafterRecording
 from simulator.rounds.protocols import OraclePolicy, Policy, StoppingPolicy, ask
 from simulator.stopping.lengths import ByBatch, Fixed, Oracle, OracleCost
 from simulator.stopping.make import make_policy, policy_signals
 
 __all__ = [
     "ByBatch",
+    "DrafterRecording",
     "Fixed",
-    "Material",
     "Oracle",
     "OracleCost",
     "OraclePolicy",

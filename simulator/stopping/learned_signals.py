@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from calibration.common.arrays import Floats, Ints
 from calibration.common.errors import ReplayError
 from simulator.playback.replay import SequenceTable
-from simulator.playback.signals import FOLDS, Material, Places, RecordedSignals, logistic
+from simulator.playback.signals import FOLDS, DrafterRecording, Places, RecordedSignals, logistic
 from simulator.playback.survival import fit_ridge, text_facts
 
 _TYPICAL = 0.6
@@ -94,7 +94,7 @@ def logit(p: Floats) -> Floats:
     return np.asarray(np.log(p / (1 - p)), dtype=np.float64)
 
 
-def make_recall(material: Material, confidence: Floats) -> Recall:
+def make_recall(material: DrafterRecording, confidence: Floats) -> Recall:
     """Read the past of every place. Without recorded token ids no place has a source."""
     (accepted,) = material.columns("accept_probability")
     accepted = np.where(np.isfinite(accepted), accepted, _TYPICAL)
@@ -109,7 +109,7 @@ def make_recall(material: Material, confidence: Floats) -> Recall:
     return Recall(np.stack(columns, axis=1), lately, source, match, accepted, confidence)
 
 
-def _past(material: Material, accepted: Floats, confidence: Floats) -> Floats:
+def _past(material: DrafterRecording, accepted: Floats, confidence: Floats) -> Floats:
     """Give moving averages and runs before every place: shape (places, 7)."""
     rows = []
     pairs = list(zip(accepted.tolist(), confidence.tolist(), strict=True))
@@ -129,7 +129,7 @@ def _past(material: Material, accepted: Floats, confidence: Floats) -> Floats:
     return np.array(rows, dtype=np.float64)
 
 
-def _sources(material: Material) -> tuple[Ints, Floats]:
+def _sources(material: DrafterRecording) -> tuple[Ints, Floats]:
     """Give for every place where the text's latest earlier match goes on, and the log of 1 + the match length."""
     places = int(material.lengths.sum())
     try:
@@ -156,7 +156,7 @@ class OutlookSignals(RecordedSignals):
     are run lengths (sampled decoding: drawn once from the recorded acceptance probabilities, for the fit alone).
     """
 
-    def __init__(self, replay: Places, material: Material, confidence: Floats, entropy: Floats) -> None:
+    def __init__(self, replay: Places, material: DrafterRecording, confidence: Floats, entropy: Floats) -> None:
         super().__init__(replay, material, confidence, entropy)
         self._recall = make_recall(material, confidence)
         self._first, self._next = fit_outlook(material, confidence, entropy, self._recall)
@@ -201,7 +201,9 @@ def outlook_columns(recall: Recall, places: Ints, confidence: Floats, entropy: F
     return before[:, 0], np.concatenate([after, after[..., 1:] * (depth[..., None] - 1)], axis=-1)
 
 
-def fit_outlook(material: Material, confidence: Floats, entropy: Floats, recall: Recall) -> tuple[Floats, Floats]:
+def fit_outlook(
+    material: DrafterRecording, confidence: Floats, entropy: Floats, recall: Recall
+) -> tuple[Floats, Floats]:
     """Give the coefficients before a draft and within it, one row a fold, each fitted to the other folds."""
     if min(FOLDS, len(material.sequences)) < 2:
         raise ReplayError(
@@ -213,11 +215,11 @@ def fit_outlook(material: Material, confidence: Floats, entropy: Floats, recall:
 
 
 def _fit(
-    material: Material, felt: tuple[Floats, Floats], recall: Recall, runs: Ints, part: int
+    material: DrafterRecording, felt: tuple[Floats, Floats], recall: Recall, runs: Ints, part: int
 ) -> tuple[Floats, Floats]:
     """Give the coefficients for fold `part`; tails too are borrowed from the sequences of other folds."""
     places = np.flatnonzero(material.owners % FOLDS != part)
-    others = Material(material.traces, material.drafter, _without(material.sequences, part))
+    others = DrafterRecording(material.traces, material.drafter, _without(material.sequences, part))
     confidence, entropy = (values[places] for values in felt)
     text = RecordedSignals(_OnText(runs[places]), others, confidence, entropy)
     chosen = others.needed[:: 1 + len(places) * len(_DEPTHS) // _ROWS]
@@ -255,7 +257,7 @@ class _OnText:
         return cursors
 
 
-def drawn_runs(material: Material) -> Ints:
+def drawn_runs(material: DrafterRecording) -> Ints:
     """Give how many tokens of a draft at each place would be accepted: recorded, or drawn where text was sampled."""
     accepted, recorded = material.columns("accept_probability", "run_length")
     to_come = (material.starts + material.lengths)[material.owners] - np.arange(len(accepted))
@@ -268,7 +270,7 @@ def drawn_runs(material: Material) -> Ints:
     return runs[:-1]
 
 
-def make_outlook(replay: Places, material: Material) -> OutlookSignals:
+def make_outlook(replay: Places, material: DrafterRecording) -> OutlookSignals:
     """Compile the signals and fit the forecasts.
 
     Raises `ReplayError` where confidences, entropies or rollouts are missing.

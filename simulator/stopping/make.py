@@ -14,7 +14,7 @@ from calibration.common.arrays import Ints
 from calibration.common.errors import ReplayError, ScenarioError
 from calibration.common.plugins import make_plugin, need
 from simulator.playback.replay import Replay
-from simulator.playback.signals import Material, RecordedSignals, make_signals
+from simulator.playback.signals import DrafterRecording, RecordedSignals, make_signals
 from simulator.rounds.protocols import OraclePolicy, Played, Policy, Round, StoppingPolicy
 from simulator.scenario import stopping as settings
 from simulator.stopping.budget import AdaptiveSteps, Budget
@@ -132,7 +132,7 @@ _RANKS = 16
 def make_policy(
     stopping: settings.Stopping,
     max_num_seqs: int,
-    material: Material | None = None,
+    material: DrafterRecording | None = None,
     given: Mapping[str, Maker] | None = None,
 ) -> StoppingPolicy | None:
     """Give the policy that a scenario names; None where nothing is drafted at all (``none``).
@@ -188,7 +188,7 @@ def make_policy(
     assert_never(stopping)
 
 
-def make_tree(shape: settings.Shape, material: Material) -> Tree:
+def make_tree(shape: settings.Shape, material: DrafterRecording) -> Tree:
     """Give the tree that a scenario describes, compiled for the sequences served."""
     match shape:
         case settings.ChainShape(depth=depth):
@@ -208,7 +208,10 @@ def make_tree(shape: settings.Shape, material: Material) -> Tree:
 
 
 def policy_signals(
-    stopping: settings.Stopping, policy: StoppingPolicy | None, replay: Replay | None, material: Material | None
+    stopping: settings.Stopping,
+    policy: StoppingPolicy | None,
+    replay: Replay | None,
+    material: DrafterRecording | None,
 ) -> RecordedSignals | None:
     """Give the signals that `policy` reads, if it reads any."""
     if policy is None or not policy.needs_signals or replay is None or material is None:

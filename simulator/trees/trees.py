@@ -23,7 +23,7 @@ from calibration.common.errors import CalibrationError, ReplayError, ScenarioErr
 from calibration.verification import builders
 from calibration.verification import trees as shapes
 from calibration.verification.builders import eagle_bars, eagle_candidates
-from simulator.playback.signals import Material, make_signals
+from simulator.playback.signals import DrafterRecording, make_signals
 from simulator.pricing.costs import DraftFraction, DraftPerStep, Prices
 
 
@@ -86,7 +86,7 @@ class Tree:
         return draft_s, verify_s, outside or beyond
 
 
-def recorded_ranks(material: Material) -> Ints:
+def recorded_ranks(material: DrafterRecording) -> Ints:
     """Give the rank of every token of the text under the drafter, -1 where it was not recorded and is not needed.
 
     Raises `ReplayError` where a tree cannot be replayed: sampled decoding, a drafter that proposes given tokens, or
@@ -107,13 +107,13 @@ def recorded_ranks(material: Material) -> Ints:
     return np.where(np.isnan(rank), -1, rank).astype(np.int64)
 
 
-def static_tree(material: Material, shape: TreeShape) -> Tree:
+def static_tree(material: DrafterRecording, shape: TreeShape) -> Tree:
     """Compile a static tree; exact for greedy traces of drafters that see tokens alone."""
     accepted = shape.accepted(recorded_ranks(material), material.lengths)
     return Tree(accepted, shape.nodes, int(shape.depths.max()), shape.widths)
 
 
-def rank_frequencies(material: Material, ranks: int) -> Floats:
+def rank_frequencies(material: DrafterRecording, ranks: int) -> Floats:
     """Give how often the text's next token has rank 0 .. `ranks` - 1 under the drafter, over all recorded places.
 
     Sequoia's acceptance vector, positional and free of context, under greedy decoding.
@@ -145,7 +145,7 @@ def rank_probabilities(confidence: Floats, entropy: Floats, ranks: int) -> Float
     return np.concatenate([confidence[..., None], later], axis=-1)[..., :ranks]
 
 
-def dynamic_tree(material: Material, total_tokens: int, depth: int, top_k: int) -> Tree:
+def dynamic_tree(material: DrafterRecording, total_tokens: int, depth: int, top_k: int) -> Tree:
     """Compile EAGLE-2's tree (Li et al. 2024, arXiv 2406.16858) for every place of the recording.
 
     The rule: each of the `top_k` best nodes of a level, by the product of draft probabilities along its path, gets
@@ -176,7 +176,7 @@ def dynamic_tree(material: Material, total_tokens: int, depth: int, top_k: int) 
 class _Recording:
     """The recording itself, as signals ask for it."""
 
-    def __init__(self, material: Material) -> None:
+    def __init__(self, material: DrafterRecording) -> None:
         (runs,) = material.columns("run_length")
         self.run_length = np.nan_to_num(runs).astype(np.int64)
 
@@ -186,7 +186,7 @@ class _Recording:
 
 
 def _walk(
-    material: Material,
+    material: DrafterRecording,
     places: Ints,
     rank: Ints,
     recorded: tuple[Floats, Floats],

@@ -17,7 +17,7 @@ from calibration.common.arrays import Floats, Ints
 from calibration.traces import TraceSet
 from calibration.traces.manifest import CostConstants, FractionOfVerify
 from simulator.playback.replay import UNLIMITED, select_sequences
-from simulator.playback.signals import Material
+from simulator.playback.signals import DrafterRecording
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClosedBatches:
 
     def __init__(self, traces: TraceSet, drafters: Sequence[str]) -> None:
         self.sequences = select_sequences(traces, drafter=drafters)
-        materials = [Material(traces, name, self.sequences) for name in drafters]
+        materials = [DrafterRecording(traces, name, self.sequences) for name in drafters]
         first = materials[0]
         self.drafters, self.starts, self.lengths, self.owners = drafters, first.starts, first.lengths, first.owners
         self.prompt = np.array(self.sequences.prompt_tokens, dtype=np.int64)

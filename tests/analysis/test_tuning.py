@@ -232,7 +232,7 @@ def test_cost_is_price_over_throughput(mixed: TraceSet) -> None:
 
 def test_settings_of_the_engine_are_tried_on_request(mixed: TraceSet) -> None:
     given = scenario(concurrency=6)
-    findings = search(mixed, given, drafters=("good",), draft_tokens=(2,), seats=(1, 2), replications=2)
+    findings = search(mixed, given, drafters=("good",), draft_tokens=(2,), max_num_seqs=(1, 2), replications=2)
     tried = {one.overrides["engine.max_num_seqs"]: one for one in findings.candidates if one.kind == "engine"}
     assert set(tried) == {1, 2}
     assert tried[1].value.value < findings.best.value.value

@@ -137,7 +137,7 @@ def test_comparisons_have_the_lowest_grade(imported: dict[str, TraceSet]) -> Non
 
 
 def test_results_of_before_state_no_grade_of_step_times() -> None:
-    old = {"acceptance": "imported: vllm log lines (made up from aggregates)", "verifier": "v", "device": "d"}
+    old = {"acceptance": "imported: vllm log lines (synthesised from aggregates)", "verifier": "v", "device": "d"}
     evidence = Evidence.of([old])
     assert (evidence.acceptance, evidence.step_times, evidence.steps) == (SYNTHESISED, None, "grade not stated")
 

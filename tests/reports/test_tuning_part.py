@@ -92,10 +92,10 @@ def test_the_tables_hold_best_runners_up_baseline_and_oracles(findings: TuneFind
 
 
 def test_cuts_notes_and_the_winners_curse_are_limits(findings: TuneFindings) -> None:
-    cut = dataclasses.replace(findings.plan, cuts=("last rung: 3 of 16 replications",), chosen_by="clock")
+    cut = dataclasses.replace(findings.plan, cuts=("final stage: 3 of 16 replications",), chosen_by="clock")
     part = tuning_part(dataclasses.replace(findings, plan=cut, notes=("something odd",)))
     words = " ".join(block.text for block in part.blocks if isinstance(block, Paragraph))
-    assert "last rung: 3 of 16 replications" in words
+    assert "final stage: 3 of 16 replications" in words
     limits = " ".join(paragraph.text for paragraph in part.limits)
     assert "Something odd." in limits
     assert "as they chose it" in limits

@@ -13,7 +13,7 @@ from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet
 from simulator import Scenario, simulate
 from simulator.playback.replay import select_sequences
-from simulator.playback.signals import FOLDS, Material
+from simulator.playback.signals import FOLDS, DrafterRecording
 from simulator.stopping.goodput import worth_it
 from simulator.stopping.learned_signals import Recall, fit_outlook, make_recall, outlook_columns
 
@@ -80,7 +80,7 @@ def test_coefficients_of_a_fold_ignore_its_sequences() -> None:
     first, other = (felt_traces(np.random.default_rng(seed), sequences=10)[0] for seed in (0, 1))
     found = []
     for source in (first, mixed(first, other)):
-        material = Material(source, "drafter", select_sequences(source, drafter="drafter"))
+        material = DrafterRecording(source, "drafter", select_sequences(source, drafter="drafter"))
         felt = material.columns("drafter_confidence", "drafter_entropy")
         found.append(fit_outlook(material, *felt, make_recall(material, felt[0])))
     for one, two in zip(*found, strict=True):
@@ -105,7 +105,7 @@ def mixed(first: TraceSet, other: TraceSet) -> TraceSet:
 
 
 def test_the_past_starts_anew_with_every_request(traces: TraceSet) -> None:
-    material = Material(traces, "drafter", select_sequences(traces, drafter="drafter"))
+    material = DrafterRecording(traces, "drafter", select_sequences(traces, drafter="drafter"))
     recall = make_recall(material, material.columns("drafter_confidence")[0])
     starts = recall.start[material.starts]
     assert (starts == starts[0]).all()
@@ -113,7 +113,7 @@ def test_the_past_starts_anew_with_every_request(traces: TraceSet) -> None:
 
 
 def test_the_past_of_a_place_ignores_what_is_recorded_from_there_on(traces: TraceSet) -> None:
-    material = Material(traces, "drafter", select_sequences(traces, drafter="drafter"))
+    material = DrafterRecording(traces, "drafter", select_sequences(traces, drafter="drafter"))
     place = int(material.starts[3]) + 50
     rows = traces.positions.to_pylist()
     for row in rows[place:]:
@@ -121,7 +121,7 @@ def test_the_past_of_a_place_ignores_what_is_recorded_from_there_on(traces: Trac
     schema = traces.positions.schema
     tables = {"sequences": traces.sequences, "rollouts": traces.rollouts}
     tables["positions"] = type(traces.positions).from_pylist(rows, schema=schema)
-    other = Material(TraceSet.build(traces.manifest, tables), "drafter", material.sequences)
+    other = DrafterRecording(TraceSet.build(traces.manifest, tables), "drafter", material.sequences)
     one, two = (make_recall(m, m.columns("drafter_confidence")[0]).start for m in (material, other))
     assert one[: place + 1].tolist() == two[: place + 1].tolist()
     assert one[place + 1].tolist() != two[place + 1].tolist()

@@ -62,7 +62,7 @@ def earliest(match: list[bool], tokens: int, plain_s: float, verify_s: float, bl
 def test_one_request_ends_when_its_last_token_can_first_be_known(
     seed: int, alpha: float, tokens: int, step_s: float, overhead_s: float, per_token_s: float
 ) -> None:
-    """And so never later, on the same luck, than under serial placement or without drafting."""
+    """And so never later, on common random numbers, than under serial placement or without drafting."""
     rng = np.random.default_rng(seed)
     match = (rng.random(int(rng.integers(2, 60))) < alpha).tolist()
     prices = costs(0.1, step_s, per_token_s, overhead_s)

@@ -25,7 +25,7 @@ from simulator.drafter_routing.prompts import (
     token_counts,
 )
 from simulator.playback.replay import select_sequences
-from simulator.playback.signals import Material
+from simulator.playback.signals import DrafterRecording
 
 ACCEPTED = {"policy": "classifier", "by": "accepted"}
 
@@ -122,7 +122,7 @@ def test_labels_weigh_prices_where_asked() -> None:
 def test_expected_accepted_tokens_of_sampled_drafts(rows: list[list[float]], longest: int) -> None:
     traces = traces_of([[0] * len(row) for row in rows], probabilities=rows)
     table = select_sequences(traces)
-    values = mean_accepted(Material(traces, "drafter", table), longest)
+    values = mean_accepted(DrafterRecording(traces, "drafter", table), longest)
     for row, value in zip(rows, values, strict=True):
         each = [
             sum(math.prod(row[t : t + j]) for j in range(1, longest + 1) if t + j <= len(row))
@@ -133,7 +133,9 @@ def test_expected_accepted_tokens_of_sampled_drafts(rows: list[list[float]], lon
 
 def test_recorded_runs_are_averaged_as_they_are() -> None:
     traces = traces_of([[0, 3, 2, 1, 0], [1, 0]])
-    assert mean_accepted(Material(traces, "drafter", select_sequences(traces)), 2) == pytest.approx([5 / 4, 0])
+    assert mean_accepted(DrafterRecording(traces, "drafter", select_sequences(traces)), 2) == pytest.approx(
+        [5 / 4, 0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from calibration.common.errors import ReplayError
 from calibration.traces import TraceSet, bundled
 from simulator.playback.replay import compile_replay, select_sequences
 from simulator.playback.signals import (
-    Material,
+    DrafterRecording,
     RecordedSignals,
     features,
     fit_logistic,
@@ -25,14 +25,14 @@ from simulator.playback.signals import (
 
 def compiled(
     traces: TraceSet, drafter: str = "drafter", *, predict: bool = False
-) -> tuple[Material, RecordedSignals]:
+) -> tuple[DrafterRecording, RecordedSignals]:
     sequences = select_sequences(traces, drafter=drafter)
     replay = compile_replay(traces, drafter, sequences, slots=4, seed=0, longest_draft=4)
-    material = Material(traces, drafter, sequences)
+    material = DrafterRecording(traces, drafter, sequences)
     return material, make_signals(replay, material, predict=predict)
 
 
-def recorded_paths(traces: TraceSet, material: Material) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def recorded_paths(traces: TraceSet, material: DrafterRecording) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """The recorded rollouts by flat place, row by row."""
     paths: dict[int, tuple[list[float], list[float]]] = {}
     ids = list(material.sequences.ids)
@@ -171,7 +171,7 @@ def test_given_coefficients_are_taken() -> None:
     traces, _ = felt_traces(np.random.default_rng(8))
     sequences = select_sequences(traces, drafter="drafter")
     replay = compile_replay(traces, "drafter", sequences, slots=4, seed=0, longest_draft=4)
-    material = Material(traces, "drafter", sequences)
+    material = DrafterRecording(traces, "drafter", sequences)
     signals = make_signals(replay, material, predict=True, coefficients=np.array([0.0, 1.0, 0.0]))
     cursors = material.needed[:30]
     # The logistic of the logit is the confidence itself.
@@ -189,7 +189,7 @@ def test_sampled_drafts_are_exact_on_the_text_and_estimated_behind_it() -> None:
     sampled = dataclasses.replace(traces, manifest=manifest(mode="sampled"), positions=no_runs)
     sequences = select_sequences(sampled, drafter="drafter")
     replay = compile_replay(sampled, "drafter", sequences, slots=2, seed=3, longest_draft=8)
-    material = Material(sampled, "drafter", sequences)
+    material = DrafterRecording(sampled, "drafter", sequences)
     signals = make_signals(replay, material)
     sure = material.columns("drafter_confidence")[0]
     behind = {round(float(v), 5) for v in sampled.rollouts["drafter_confidence"].to_numpy()}

@@ -18,7 +18,7 @@ from calibration.common.errors import ReplayError, ScenarioError
 from calibration.traces import TraceSet, bundled
 from simulator import simulate
 from simulator.playback.replay import select_sequences
-from simulator.playback.signals import Material
+from simulator.playback.signals import DrafterRecording
 from simulator.pricing.costs import DraftPerStep, LinearStep, Prices
 from simulator.trees.trees import (
     Tree,
@@ -88,8 +88,8 @@ def test_what_is_no_tree_is_refused(make: Any, fault: str) -> None:
         make()
 
 
-def material_of(traces: TraceSet, drafter: str = "drafter") -> Material:
-    return Material(traces, drafter, select_sequences(traces, drafter=drafter))
+def material_of(traces: TraceSet, drafter: str = "drafter") -> DrafterRecording:
+    return DrafterRecording(traces, drafter, select_sequences(traces, drafter=drafter))
 
 
 @pytest.mark.parametrize("drafter", ["exit-28", "skip-13-17"])

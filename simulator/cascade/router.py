@@ -1,6 +1,6 @@
-"""The desk of a cascade: takes requests from outside, sends them from stage to stage, and hears when they end.
+"""The router of a cascade: takes requests from outside, sends them from stage to stage, and hears when they end.
 
-Each stage is a `Fleet` with a `StageSource`; the desk fills these. All stages live in one SimPy environment.
+Each stage is a `Fleet` with a `StageSource`; the router fills these. All stages live in one SimPy environment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ALL = 1 << 60
 
 
 @dataclass(slots=True)
-class Ticket:
+class CascadeRequest:
     """One request on its way through the stages of `path`; `transfers` are those made so far."""
 
     request: Request
@@ -33,7 +33,7 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class Lot:
+class StageItems:
     """What one stage knows of the items: which recorded sequence answers for each, and its output tokens."""
 
     sequence: Ints
@@ -43,8 +43,8 @@ class Lot:
 class StageSource:
     """The queue of requests on their way to one stage: the `Source` of its fleet."""
 
-    def __init__(self, desk: Desk, stage: int) -> None:
-        self._desk, self._stage = desk, stage
+    def __init__(self, router: CascadeRouter, stage: int) -> None:
+        self._desk, self._stage = router, stage
         self._queue: list[tuple[float, int, Request]] = []
         self.counted = self.truncated = self.resampled_requests = self.resampled_tokens = 0
         self.provenance: dict[str, Any] = {"arrivals": "cascade", "lengths": "items"}
@@ -76,16 +76,16 @@ class StageSource:
         return sum(arrival <= now for arrival, _, _ in self._queue)
 
     def end(self, request: Request, now: float) -> None:
-        """Tell the desk that this stage has answered."""
+        """Tell the router that this stage has answered."""
         self._desk.answered(request, now)
 
 
-class Desk:
+class CascadeRouter:
     """Sends every request along the path of its item, and its last answer back to where it came from.
 
-    `paths` and `prompt_tokens` per item, `lots` per stage. `entry` binds requests to items: the ``sequence`` of its
-    requests is an item. `hand` gives the transfer from a stage to another of a prompt. A request is at one stage at
-    a time; it arrives at the next when its transfer is through.
+    `paths` and `prompt_tokens` per item, `items_of` per stage. `entry` binds requests to items: the ``sequence`` of
+    its requests is an item. `hand` gives the transfer from a stage to another of a prompt. A request is at one stage
+    at a time; it arrives at the next when its transfer is through.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class Desk:
         entry: Source,
         paths: tuple[tuple[int, ...], ...],
         prompt_tokens: tuple[int, ...],
-        lots: list[Lot],
+        items_of: list[StageItems],
         hand: Callable[[int, int, int], Transfer],
         ended: Callable[[int], None],
     ) -> None:
-        self.sources = [StageSource(self, stage) for stage in range(len(lots))]
-        self.tickets: dict[int, Ticket] = {}
+        self.sources = [StageSource(self, stage) for stage in range(len(items_of))]
+        self.sent: dict[int, CascadeRequest] = {}
         self._env, self._entry, self._paths, self._prompt_tokens = env, entry, paths, prompt_tokens
-        self._lots, self._hand, self._ended = lots, hand, ended
+        self._lots, self._hand, self._ended = items_of, hand, ended
         self._fleets: list[Fleet] = []
         self._armed_s = math.inf
 
@@ -120,9 +120,9 @@ class Desk:
         if not self._fleets:
             return
         for request in self._entry.admit(now, _ALL):
-            ticket = Ticket(request, self._paths[request.sequence])
-            self.tickets[request.id] = ticket
-            self._send(ticket, request.arrival_s, Transfer(), now)
+            one = CascadeRequest(request, self._paths[request.sequence])
+            self.sent[request.id] = one
+            self._send(one, request.arrival_s, Transfer(), now)
         if self._entry.next_arrival_s < self._armed_s:
             self._arm(self._entry.next_arrival_s, now)
 
@@ -139,16 +139,16 @@ class Desk:
         assert callbacks is not None
         callbacks.append(ring)
 
-    def _send(self, ticket: Ticket, arrival_s: float, transfer: Transfer, now: float) -> None:
-        """Let `ticket` arrive at the stage where it now belongs."""
-        stage, origin = ticket.path[ticket.step], ticket.request
-        lot = self._lots[stage]
+    def _send(self, one: CascadeRequest, arrival_s: float, transfer: Transfer, now: float) -> None:
+        """Let `one` arrive at the stage where it now belongs."""
+        stage, origin = one.path[one.step], one.request
+        stage_items = self._lots[stage]
         self.sources[stage].put(
             Request(
                 origin.id,
-                int(lot.sequence[origin.sequence]),
+                int(stage_items.sequence[origin.sequence]),
                 self._prompt_tokens[origin.sequence],
-                int(lot.output_tokens[origin.sequence]),
+                int(stage_items.output_tokens[origin.sequence]),
                 arrival_s,
                 origin.counted,
                 client=origin.client,
@@ -161,15 +161,15 @@ class Desk:
 
     def answered(self, request: Request, now: float) -> None:
         """Hear that a stage has answered: hand the request on, or give its answer back."""
-        ticket = self.tickets[request.id]
-        if ticket.step + 1 < len(ticket.path):
-            here, there = ticket.path[ticket.step : ticket.step + 2]
+        one = self.sent[request.id]
+        if one.step + 1 < len(one.path):
+            here, there = one.path[one.step : one.step + 2]
             transfer = self._hand(here, there, request.prompt_tokens)
-            ticket.step += 1
-            ticket.transfers.append(transfer)
-            self._send(ticket, now + transfer.seconds, transfer, now)
+            one.step += 1
+            one.transfers.append(transfer)
+            self._send(one, now + transfer.seconds, transfer, now)
             return
-        ticket.finish_s = now
-        self._entry.end(ticket.request, now)
-        self._ended(ticket.request.counted)
+        one.finish_s = now
+        self._entry.end(one.request, now)
+        self._ended(one.request.counted)
         self.pump(now)
