@@ -141,7 +141,9 @@ def plan_capacity(
     seeds = replication_seeds(scenario.seed, replications)
     steps = Steps(progress, 2 * len(policies) * len(seeds) + PILOT_SEEDS * len(LENGTHS))
     with Crew(workers, traces, steps) as crew:
-        found = _search(crew, scenario, policies, seeds, slo, requests, traces)
+        found = _search(
+            crew=crew, scenario=scenario, policies=policies, seeds=seeds, slo=slo, requests=requests, traces=traces
+        )
     if not found.stable:
         warnings.warn(
             f"capacity: the sustained rate still moves by more than {100 * STABILITY:.0f}% between runs of "
@@ -170,7 +172,13 @@ def plan_capacity(
         objective=found.objective,
         policies=tuple(
             policy_capacity(
-                name, several, first if several is not first else None, replicas, sizes[name], load_rps, price
+                name=name,
+                several=several,
+                first=first if several is not first else None,
+                replicas=replicas,
+                size=sizes[name],
+                load_rps=load_rps,
+                price=price,
             )
             for name, several in found.results.items()
         ),

@@ -381,7 +381,15 @@ def needed(load_rps: float, rate: Estimate, size: int) -> Needed | None:
     middle = math.ceil(load_rps / rate.value)
     low = math.ceil(load_rps / (rate.high or rate.value))
     high = math.ceil(load_rps / rate.low) if rate.low else None
-    return Needed(load_rps, middle, low, high, middle * size, low * size, None if high is None else high * size)
+    return Needed(
+        load_rps=load_rps,
+        replicas=middle,
+        replicas_low=low,
+        replicas_high=high,
+        devices=middle * size,
+        devices_low=low * size,
+        devices_high=None if high is None else high * size,
+    )
 
 
 def _estimate(values: Sequence[float], judged: int) -> Estimate:

@@ -179,7 +179,20 @@ def evaluate(
         quality, cost, utility, gain, mixing, closed = mine[:6]
         ran = shares[stages:]
         beyond = _bounded(gain, gains.get((name, lam), NO_BOUNDS), lam)
-        points.append(PolicyPoint(lam, quality, cost, utility, gain, beyond, mixing, closed, shares[:stages], ran))
+        points.append(
+            PolicyPoint(
+                lam=lam,
+                quality=quality,
+                cost=cost,
+                utility=utility,
+                gain=gain,
+                gain_together=beyond,
+                over_mixing=mixing,
+                gap_closed=closed,
+                answered=shares[:stages],
+                ran=ran,
+            )
+        )
     mean = found[-1]
     return PolicyCurve(name, TITLES[name], tuple(points), mean, _bounded(mean, mean_gains.get(name, NO_BOUNDS)))
 

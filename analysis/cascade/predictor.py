@@ -128,7 +128,15 @@ def fit_predictor(names: tuple[str, ...], x: Floats, y: Floats, kind: Kind, seed
     else:
         layers = _network(z, labels, copies, seed)
     stages = y.shape[1]
-    return Predictor(names, _numbers(fill), _numbers(mean), _numbers(scale), layers, (1.0,) * stages, (0.0,) * stages)
+    return Predictor(
+        features=names,
+        fill=_numbers(fill),
+        mean=_numbers(mean),
+        scale=_numbers(scale),
+        layers=layers,
+        slope=(1.0,) * stages,
+        offset=(0.0,) * stages,
+    )
 
 
 def calibrate(predictor: Predictor, logits: Floats, y: Floats) -> Predictor:

@@ -224,14 +224,14 @@ def _long(sheet: _Sheet, costs: dict[str, float]) -> QualityTable:
         else:
             signals[column] = values
     return QualityTable(
-        where,
-        tuple(row_of),
-        tuple(domain[item] for item in row_of),
-        order,
-        grid(sheet.numbers("correct", 0, 1, "must lie in 0..1")),
-        _priced(cost, costs, order, len(row_of)),
-        signals,
-        features,
+        name=where,
+        items=tuple(row_of),
+        domains=tuple(domain[item] for item in row_of),
+        stages=order,
+        correct=grid(sheet.numbers("correct", 0, 1, "must lie in 0..1")),
+        cost=_priced(cost, costs, order, len(row_of)),
+        signals=signals,
+        item_features=features,
     )
 
 
@@ -255,7 +255,16 @@ def _wide(sheet: _Sheet, costs: dict[str, float]) -> QualityTable:
     }
     correct = np.stack([sheet.numbers(stage, 0, 1, "must lie in 0..1") for stage in order], axis=1)
     cost = _priced(None, costs, order, len(items))
-    return QualityTable(where, tuple(items), tuple(domains), order, correct, cost, {}, features)
+    return QualityTable(
+        name=where,
+        items=tuple(items),
+        domains=tuple(domains),
+        stages=order,
+        correct=correct,
+        cost=cost,
+        signals={},
+        item_features=features,
+    )
 
 
 def _known(costs: Mapping[str, float], stages: tuple[str, ...], where: str) -> None:

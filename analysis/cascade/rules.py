@@ -236,13 +236,13 @@ def fit_rule(table: QualityTable, seed: int = 0, *, known_domain: bool = False) 
         rules.append(StageRule(table.stages[ran[-1]], fitted.predictors[ran], cells, found))
     costs = tuple(table.cost.mean(axis=0).tolist())
     return CascadeRule(
-        table.name,
-        table.label,
-        len(table.items),
-        table.stages,
-        costs,
-        table.continued,
-        fitted.kinds,
-        highest,
-        tuple(rules),
+        name=table.name,
+        label=table.label,
+        items=len(table.items),
+        stages=table.stages,
+        costs=costs,
+        continued=table.continued,
+        forms=fitted.kinds,
+        highest=highest,
+        rules=tuple(rules),
     )

@@ -42,7 +42,19 @@ def score(
     auroc = _auroc(p, y, fold, bootstrap)
     curve = _reliability(p, y, bootstrap)
     ece, low, high = (number(value) or 0.0 for value in (calibration_error(p, y), *chance))
-    return StageScores(stage, after, brier, brier_base, skill, ece, low, high, auroc, loss, curve)
+    return StageScores(
+        stage=stage,
+        after=after,
+        brier=brier,
+        brier_base=brier_base,
+        skill=skill,
+        ece=ece,
+        ece_chance_low=low,
+        ece_chance_high=high,
+        auroc=auroc,
+        log_loss=loss,
+        reliability=curve,
+    )
 
 
 def _proper(sums: Floats) -> Floats:

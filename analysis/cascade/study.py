@@ -46,17 +46,17 @@ def find_headline(
     saving, quality, lam = _saving(table, curve, done[curve.policy], bootstrap)
     mean = curve.mean_gain_together
     return Headline(
-        curve.policy,
-        curve.mean_gain,
-        mean,
-        mean.low is not None and mean.low > 0,
-        point.lam,
-        table.stages[best_fixed(table, point.lam)],
-        point.gain,
-        point.gain_together,
-        saving,
-        quality,
-        lam,
+        policy=curve.policy,
+        mean_gain=curve.mean_gain,
+        mean_gain_together=mean,
+        pays=mean.low is not None and mean.low > 0,
+        lam=point.lam,
+        best_stage=table.stages[best_fixed(table, point.lam)],
+        gain=point.gain,
+        gain_together=point.gain_together,
+        saving=saving,
+        saving_quality=quality,
+        saving_lam=lam,
     )
 
 
@@ -226,7 +226,17 @@ def _ranges(table: QualityTable, curve: PolicyCurve) -> list[StageRange]:
         used = [lam for share, lam in shares if share >= USED]
         most, where = max(shares, key=lambda one: (one[0], -one[1]))
         first, last = (used[0], used[-1]) if used else (None, None)
-        found.append(StageRange(curve.policy, stage, first, last, last == curve.points[-1].lam, most, where))
+        found.append(
+            StageRange(
+                policy=curve.policy,
+                stage=stage,
+                from_lambda=first,
+                to_lambda=last,
+                edge=last == curve.points[-1].lam,
+                most_share=most,
+                most_at_lambda=where,
+            )
+        )
     return found
 
 

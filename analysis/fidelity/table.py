@@ -164,13 +164,13 @@ def errors_of(name: str, conditions: Iterable[Condition]) -> Errors | None:
     worst = int(np.argmax(np.abs(signed)))
     spreads = [one.spread for _, one in found if one.spread is not None]
     return Errors(
-        name,
-        len(found),
-        float(np.median(np.abs(signed))),
-        float(np.abs(signed[worst])),
-        f"{found[worst][0].source}: {found[worst][0].name}",
-        float(np.median(signed)),
-        float(np.median(spreads)) if spreads else None,
+        name=name,
+        conditions=len(found),
+        median=float(np.median(np.abs(signed))),
+        worst=float(np.abs(signed[worst])),
+        worst_condition=f"{found[worst][0].source}: {found[worst][0].name}",
+        bias=float(np.median(signed)),
+        spread=float(np.median(spreads)) if spreads else None,
     )
 
 

@@ -113,7 +113,15 @@ def paired_rows(
     """Give the pooled comparison at home, and one row for each specialist and domain; see `PairedRow`."""
     base = replayed.of(generalist.name)
     rows = [
-        _row(student.name, domain, domain == student.home, replayed.of(student.name), base, bootstrap, rng)
+        _row(
+            specialist=student.name,
+            domain=domain,
+            home=domain == student.home,
+            own=replayed.of(student.name),
+            base=base,
+            bootstrap=bootstrap,
+            rng=rng,
+        )
         for student in specialists
         for domain in bootstrap.domains
     ]
@@ -123,7 +131,15 @@ def paired_rows(
         adjusted += [_judged(row, p) for row, p in zip(mine, holm([r.p_value for r in mine]), strict=True)]
     homes = np.isin(replayed.domains, np.array([student.home for student in specialists], dtype=object))
     at_home = replayed.at_home(specialists)
-    pooled = _row(None, None, True, at_home, np.where(homes[:, None], base, 0.0), bootstrap, rng)
+    pooled = _row(
+        specialist=None,
+        domain=None,
+        home=True,
+        own=at_home,
+        base=np.where(homes[:, None], base, 0.0),
+        bootstrap=bootstrap,
+        rng=rng,
+    )
     return _judged(pooled, pooled.p_value), tuple(adjusted)
 
 

@@ -129,7 +129,18 @@ def study_knowledge(
     routers = []
     points = accuracies if accuracies is not None else sorted({1 / len(names), *ACCURACIES})
     for priced in chosen:
-        routers.append(router_value(traces, general, special, priced, lengths, points, bootstrap, seed=seed))
+        routers.append(
+            router_value(
+                traces=traces,
+                generalist=general,
+                specialists=special,
+                priced=priced,
+                lengths=lengths,
+                accuracies=points,
+                bootstrap=bootstrap,
+                seed=seed,
+            )
+        )
         told(1 + len(routers), 1 + len(chosen))
     return KnowledgeFindings(
         traces=f"{traces.manifest.kind} {traces.manifest.created[:10]}",

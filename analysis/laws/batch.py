@@ -80,16 +80,25 @@ def batch_laws(
     requests = traces.sequences.num_rows
     return (
         _law(
-            "batch-speed",
-            "Decoding speed of a request",
-            "Output tokens per second and request",
-            source,
-            speeds,
-            requests,
-            caution,
-            seed,
+            key="batch-speed",
+            title="Decoding speed of a request",
+            y_name="Output tokens per second and request",
+            source=source,
+            curves=speeds,
+            requests=requests,
+            caution=caution,
+            seed=seed,
         ),
-        _law("batch-speedup", "Speed-up", "Speed-up over no speculation", source, gains, requests, caution, seed),
+        _law(
+            key="batch-speedup",
+            title="Speed-up",
+            y_name="Speed-up over no speculation",
+            source=source,
+            curves=gains,
+            requests=requests,
+            caution=caution,
+            seed=seed,
+        ),
     )
 
 

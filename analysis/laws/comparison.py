@@ -104,7 +104,7 @@ def compare_forms(
     def rank(task: str) -> Ranking:
         if levels < LEAST_LEVELS:
             few = f"{levels} levels of x are too few to choose a form by {task}; {LEAST_LEVELS} are needed"
-            return Ranking(task, 0, 0, (), None, (), few)
+            return Ranking(task=task, points=0, units=0, errors=(), best=None, alike=(), statement=few)
         tried = [_predict_left_out(shapes, xs[labels == n], ys[labels == n], task) for n in names]
         units = [
             f"{n}" if len(names) >= _LEAST_UNITS else f"{n} {level:g}"
@@ -176,7 +176,9 @@ def _ranking(task: str, forms: list[str], tried: _LeftOut, units: Sequence[str],
     count = len(set(units))
     said = _statement(task, errors[best], alike, len(forms), count)
     ordered = tuple(sorted(errors, key=lambda e: e.relative))
-    return Ranking(task, len(tried.y), count, ordered, forms[best], alike, said)
+    return Ranking(
+        task=task, points=len(tried.y), units=count, errors=ordered, best=forms[best], alike=alike, statement=said
+    )
 
 
 def _excess(squared: Floats, best: int, units: Sequence[str], seed: int) -> list[Estimate]:

@@ -133,7 +133,7 @@ def fit_form(
         parameters = _from_covariance(shape, best, covariance, len(xs))
         source = "covariance"
     else:
-        parameters = _from_groups(shape, z, ys, w, best, groups, seed)
+        parameters = _from_groups(form=shape, z=z, y=ys, w=w, best=best, groups=groups, seed=seed)
         source = f"bootstrap over {len(set(groups))} groups"
     spread = float((w * (ys - np.average(ys, weights=w)) ** 2).sum())
     return FittedForm(

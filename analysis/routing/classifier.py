@@ -58,7 +58,9 @@ def guess(counts: csr_matrix, domains: Sequence[str], groups: Ints, parts: int, 
     scaled = logits.copy()
     temperatures = []
     for index, (train, held) in enumerate(folds(labels, groups, parts, seed)):
-        raw, temperature = fit_predict(counts, labels, groups, train, held, len(classes), seed)
+        raw, temperature = fit_predict(
+            counts=counts, labels=labels, groups=groups, train=train, held=held, classes=len(classes), seed=seed
+        )
         fold[held], logits[held], scaled[held] = index, raw, raw / temperature
         temperatures.append(number(temperature) or 1.0)
     return Guesses(

@@ -216,16 +216,16 @@ def _traffic_rows(
         )
         together = with_bounds(ratio, ratios[name])
         yield PolicyRow(
-            name,
-            domain,
-            best,
-            speedup,
-            with_bounds(speedup, speedups[name]),
-            ratio,
-            together,
-            regret,
-            verdict(together),
-            name in ORACLES,
+            policy=name,
+            domain=domain,
+            best_single=best,
+            speedup=speedup,
+            speedup_together=with_bounds(speedup, speedups[name]),
+            against_single=ratio,
+            against_together=together,
+            regret=regret,
+            verdict=verdict(together),
+            oracle=name in ORACLES,
         )
 
 
@@ -297,7 +297,16 @@ def judged_batches(
             speedup, ratio = bootstrap.estimates(lambda s: s[..., :2] / s[..., 2:], sums)
             together = with_bounds(ratio, bounds[name])
             rows.append(
-                BatchRow(name, batch, replications, speedup, ratio, together, verdict(together), name in ORACLES)
+                BatchRow(
+                    policy=name,
+                    batch=batch,
+                    replications=replications,
+                    speedup=speedup,
+                    against_single=ratio,
+                    against_together=together,
+                    verdict=verdict(together),
+                    oracle=name in ORACLES,
+                )
             )
     return tuple(rows)
 

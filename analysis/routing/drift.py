@@ -118,7 +118,9 @@ def _fixed(
     found[LABEL] = cheapest(guesses, table.seconds, table.output_tokens, certain=True)
     found[CALIBRATED] = cheapest(guesses, table.seconds, table.output_tokens)
     if counts is not None and groups is not None:
-        found[UNSEEN] = _first_phase_only(table, guesses, counts, groups, rows, found[CALIBRATED], seed)
+        found[UNSEEN] = _first_phase_only(
+            table=table, guesses=guesses, counts=counts, groups=groups, rows=rows, before=found[CALIBRATED], seed=seed
+        )
     return found
 
 
@@ -134,7 +136,9 @@ def _first_phase_only(
     """Give the choices of a classifier that knows phase one alone; `before` are those within phase one."""
     train, held = rows
     size = len(guesses.classes)
-    logits, temperature = fit_predict(counts, guesses.labels, groups, train, held, size, seed)
+    logits, temperature = fit_predict(
+        counts=counts, labels=guesses.labels, groups=groups, train=train, held=held, classes=size, seed=seed
+    )
     scaled = logits / temperature
     belief = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     known = np.unique(guesses.labels[train])
@@ -195,7 +199,15 @@ def online(
         ratios = [_ratio(bootstrap, fixed[tuned], own, half) for half in ("first", "later")]
         bounded = [with_bounds(ratio, bounds[name]) for ratio, bounds in zip(ratios, together, strict=True)]
         found.append(OnlineRow(name, *ratios, *bounded))
-    return Online(drafter, batch, tuple(phases[0]), tuple(phases[1]), tuned, best, tuple(found))
+    return Online(
+        drafter=drafter,
+        batch=batch,
+        first=tuple(phases[0]),
+        later=tuple(phases[1]),
+        tuned_tokens=tuned,
+        best_later_tokens=best,
+        rows=tuple(found),
+    )
 
 
 def _ratio(bootstrap: ClusterBootstrap, base: Floats, own: Floats, half: str) -> Estimate:

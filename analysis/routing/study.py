@@ -163,7 +163,15 @@ def _priced(
     )
     phases = settings.phases or widest_phases(table)
     changing = all(phases)
-    batches = batch_rows(server, table, prompts.guesses, merging, settings.batches, bootstrap, settings.replications)
+    batches = batch_rows(
+        server=server,
+        table=table,
+        guesses=prompts.guesses,
+        merging=merging,
+        batches=settings.batches,
+        bootstrap=bootstrap,
+        replications=settings.replications,
+    )
     return PricedRouting(
         priced.note,
         number(server.extrapolated) or 0.0,

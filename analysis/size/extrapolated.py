@@ -118,16 +118,16 @@ def summarise(view: View, against: View, verifier: Drafter, settings: SizeSettin
     best = spread(spots.best, view.pairs)
     at = int(np.abs(np.log(view.sizes / (best.value or view.sizes[0]))).argmin())
     return LatencyAssumption(
-        view.name,
-        view.statement,
-        best,
-        spread(spots.low, view.pairs),
-        spread(spots.high, view.pairs),
-        spread(verifier.parameters / spots.best, view.pairs),
-        spread(spots.best / other.best, view.pairs),
-        number(float((spots.best > other.best).mean())) or 0.0,
-        float(f"{np.median(view.lengths[:, at]):.3g}"),
-        spread(view.speedups.max(axis=1), view.pairs),
+        name=view.name,
+        statement=view.statement,
+        best=best,
+        low=spread(spots.low, view.pairs),
+        high=spread(spots.high, view.pairs),
+        divisor=spread(verifier.parameters / spots.best, view.pairs),
+        shift=spread(spots.best / other.best, view.pairs),
+        larger=number(float((spots.best > other.best).mean())) or 0.0,
+        draft_tokens=float(f"{np.median(view.lengths[:, at]):.3g}"),
+        speedup=spread(view.speedups.max(axis=1), view.pairs),
     )
 
 
@@ -148,14 +148,14 @@ def study_depth(
         needed = break_even_rate(target, costs.seconds[i])
         points.append(
             DepthPoint(
-                drafter.shape.layers,
-                drafter.shape.hidden,
-                drafter.parameters,
-                number(costs.draft_s[i]) or 0.0,
-                number(costs.ratio[i]) or 0.0,
-                spread(speeds[:, i], drawn.pairs),
-                number(needed),
-                None if needed is None else number(round(needed - rate, 6) + 0.0),
+                layers=drafter.shape.layers,
+                hidden=drafter.shape.hidden,
+                parameters=drafter.parameters,
+                draft_step_s=number(costs.draft_s[i]) or 0.0,
+                cost_ratio=number(costs.ratio[i]) or 0.0,
+                speedup=spread(speeds[:, i], drawn.pairs),
+                break_even_rate=number(needed),
+                rate_needed=None if needed is None else number(round(needed - rate, 6) + 0.0),
             )
         )
     return DepthStudy(verifier.name, place.name, batch, parameters, number(rate) or 0.0, tuple(points))
@@ -283,27 +283,31 @@ def extrapolate(own: OwnLaw, settings: SizeSettings, rng: Generator, facts: Fact
     words = _depth_words(settings)
     public = len(facts.families) + len(facts.anchors)
     return Extrapolation(
-        verifier.name,
-        verifier.parameters,
-        _pair_facts(facts),
-        tuple(sorted(laws)),
-        f"{public} published pairs{' and the measured family' if reaches else ''}",
-        check_bands(laws, (*facts.families, *(own.pairs if reaches else ())), settings.draws, rng),
-        tuple(_curves(verifier, existing, engines["published"], PUBLISHED_DEPTH, settings)) if existing else (),
-        excluded,
-        tuple(_curves(verifier, made["usual"], engines["usual"], words, settings)),
-        tuple(_curves(verifier, made["usual"], draws.of("usual"), f"{words}, prices alone", settings)),
-        found,
-        _sensitivity(field, laws, facts, found, settings),
-        settings.quoted_weight,
-        _by_anchor(verifier, made["usual"], draws, facts, settings),
-        _assumptions(verifier, first, made, draws, settings),
-        _depths(verifier, first, draws.of("equal"), settings),
-        checks,
-        {f"{fact.drafter} for {fact.verifier}": number(fact.least_rate) or 0.0 for fact in facts.unplaced},
-        settings.context_tokens,
-        number(draws.cost_error) or 0.0,
-        settings.depth_layers,
+        verifier=verifier.name,
+        verifier_parameters=verifier.parameters,
+        pairs=_pair_facts(facts),
+        families=tuple(sorted(laws)),
+        behind=f"{public} published pairs{' and the measured family' if reaches else ''}",
+        band_checks=check_bands(laws, (*facts.families, *(own.pairs if reaches else ())), settings.draws, rng),
+        published=tuple(_curves(verifier, existing, engines["published"], PUBLISHED_DEPTH, settings))
+        if existing
+        else (),
+        excluded=excluded,
+        scale=tuple(_curves(verifier, made["usual"], engines["usual"], words, settings)),
+        priced=tuple(_curves(verifier, made["usual"], draws.of("usual"), f"{words}, prices alone", settings)),
+        discrepancy=found,
+        sensitivity=_sensitivity(field, laws, facts, found, settings),
+        quoted_weight=settings.quoted_weight,
+        by_anchor=_by_anchor(verifier, made["usual"], draws, facts, settings),
+        assumptions=_assumptions(verifier, first, made, draws, settings),
+        depth=_depths(verifier, first, draws.of("equal"), settings),
+        checks=checks,
+        least_rates={
+            f"{fact.drafter} for {fact.verifier}": number(fact.least_rate) or 0.0 for fact in facts.unplaced
+        },
+        context_tokens=settings.context_tokens,
+        cost_error=number(draws.cost_error) or 0.0,
+        depth_layers=settings.depth_layers,
     )
 
 
@@ -362,7 +366,14 @@ def published_optima() -> tuple[Optimum, ...]:
     """Give the optima that others published."""
     return tuple(
         Optimum(
-            o.source, o.verifier, o.drafter, number(o.share) or 0.0, round(1 / o.share), o.among, o.latency, o.read
+            source=o.source,
+            verifier=o.verifier,
+            drafter=o.drafter,
+            share=number(o.share) or 0.0,
+            divisor=round(1 / o.share),
+            among=o.among,
+            latency=o.latency,
+            read=o.read,
         )
         for o in OPTIMA
     )
@@ -374,7 +385,16 @@ def _curves(
     for place in settings.places:
         for batch in settings.large_batches:
             costs = round_costs(verifier.name, place, drafters, batch, settings)
-            yield large_curve(verifier, place, batch, drafters, costs, drawn, latency, settings)
+            yield large_curve(
+                verifier=verifier,
+                place=place,
+                batch=batch,
+                drafters=drafters,
+                costs=costs,
+                drawn=drawn,
+                latency=latency,
+                settings=settings,
+            )
 
 
 def _by_anchor(
@@ -423,7 +443,16 @@ def _assumptions(
     )
     first = proportional(sizes, verifier, draws.of("usual"))
     rest = (
-        by_roofline(name, statement, verifier, place, made[group], draws.of(group), settings, host)
+        by_roofline(
+            name=name,
+            statement=statement,
+            verifier=verifier,
+            place=place,
+            drafters=made[group],
+            drawn=draws.of(group),
+            settings=settings,
+            host_s=host,
+        )
         for group, name, statement, host in views
     )
     return tuple(summarise(view, first, verifier, settings) for view in (first, *rest))
@@ -451,14 +480,14 @@ def _check(
         predicted = fact.tokens * plain / (verify_s + k * draft_s * drawn.cost)
         implied = number((fact.tokens * plain / fact.speedup - verify_s) / k)
     return SpeedCheck(
-        fact.source,
-        fact.drafter,
-        fact.speedup,
-        spread(predicted, drawn.pairs),
-        number(plain) or 0.0,
-        number(draft_s) or 0.0,
-        implied,
-        fact.read,
+        source=fact.source,
+        drafter=fact.drafter,
+        published=fact.speedup,
+        predicted=spread(predicted, drawn.pairs),
+        plain_step_s=number(plain) or 0.0,
+        predicted_draft_s=number(draft_s) or 0.0,
+        implied_draft_s=implied,
+        read=fact.read,
     )
 
 
@@ -469,6 +498,15 @@ def _depth_words(settings: SizeSettings) -> str:
 def _pair_facts(facts: Facts) -> tuple[PairFact, ...]:
     def fact(role: str, pair: SizedPair) -> PairFact:
         share, rate = number(pair.share) or 0.0, number(pair.acceptance) or 0.0
-        return PairFact(role, pair.verifier, pair.drafter, pair.task, share, rate, pair.source, pair.read)
+        return PairFact(
+            role=role,
+            verifier=pair.verifier,
+            drafter=pair.drafter,
+            task=pair.task,
+            share=share,
+            acceptance=rate,
+            source=pair.source,
+            read=pair.read,
+        )
 
     return (*(fact("family", p) for p in facts.families), *(fact("anchor", p) for p in facts.anchors))

@@ -184,22 +184,32 @@ def large_curve(
     shares = np.array([d.parameters / verifier.parameters for d in drafters])
     points = tuple(
         SizePoint(
-            d.name,
-            d.parameters,
-            number(shares[i]) or 0.0,
-            d.shape.layers,
-            int(np.median(lengths[:, i])),
-            spread(speeds[:, i], drawn.pairs),
-            number(costs.draft_s[i]) or 0.0,
-            number(costs.ratio[i]) or 0.0,
-            spread(drawn.acceptance[:, i], drawn.pairs),
-            number(shares[i]),
+            drafter=d.name,
+            parameters=d.parameters,
+            share=number(shares[i]) or 0.0,
+            layers=d.shape.layers,
+            draft_tokens=int(np.median(lengths[:, i])),
+            speedup=spread(speeds[:, i], drawn.pairs),
+            draft_step_s=number(costs.draft_s[i]) or 0.0,
+            cost_ratio=number(costs.ratio[i]) or 0.0,
+            acceptance=spread(drawn.acceptance[:, i], drawn.pairs),
+            share_in_all=number(shares[i]),
         )
         for i, d in enumerate(drafters)
     )
     spot = large_spot(shares, speeds, [d.name for d in drafters], drawn.pairs, settings)
     words = large_statement(verifier, place, batch, points, spot)
-    return SizeCurve(verifier.name, place.name, "extrapolated", latency, batch, None, points, spot, words)
+    return SizeCurve(
+        verifier=verifier.name,
+        device=place.name,
+        label="extrapolated",
+        latency=latency,
+        batch=batch,
+        domain=None,
+        points=points,
+        spot=spot,
+        statement=words,
+    )
 
 
 def large_spot(shares: Floats, speeds: Floats, names: Sequence[str], pairs: int, settings: SizeSettings) -> SweetSpot:
@@ -211,18 +221,18 @@ def large_spot(shares: Floats, speeds: Floats, names: Sequence[str], pairs: int,
     best_of, flat_of = shares_of(speeds, names, settings.within)
     top = spread(speeds[:, int(np.median(speeds, axis=0).argmax())], pairs)
     return SweetSpot(
-        spread(spots.best, pairs),
-        spread(spots.low, pairs),
-        spread(spots.high, pairs),
-        spread(spots.gain_end, pairs),
-        settings.within,
-        settings.gain,
-        number(float(spots.gaining.mean())) or 0.0,
-        best_of,
-        flat_of,
-        likely_best(best_of),
-        top,
-        top,
+        best=spread(spots.best, pairs),
+        low=spread(spots.low, pairs),
+        high=spread(spots.high, pairs),
+        gain_end=spread(spots.gain_end, pairs),
+        within=settings.within,
+        gain=settings.gain,
+        still_gaining=number(float(spots.gaining.mean())) or 0.0,
+        best_of=best_of,
+        flat_of=flat_of,
+        may_be_best=likely_best(best_of),
+        speedup=top,
+        together=top,
         pays=(top.low or 0.0) > 1,
         costs=(top.high or 0.0) < 1,
     )

@@ -97,17 +97,26 @@ def study_family(traces: TraceSet, settings: SizeSettings, rng: Generator) -> tu
     rates, replicates = _acceptance(family)
     laws, said = measured_laws(family.verifier, family.shares, rates, replicates[:_REFITTED])
     found = MeasuredFamily(
-        family.verifier,
-        len(requests.domains),
-        bootstrap.domains,
-        tuple(curves),
-        tuple(proportional),
-        tuple(latency),
-        said,
+        verifier=family.verifier,
+        requests=len(requests.domains),
+        domains=bootstrap.domains,
+        curves=tuple(curves),
+        proportional=tuple(proportional),
+        latency=tuple(latency),
+        law=said,
     )
     # Sizes stand for shares alone here: the verifier counts as 1.
     pairs = tuple(
-        SizedPair(family.verifier, s.name, 1.0, s.share, "recorded", float(rate), "recorded here", "file")
+        SizedPair(
+            verifier=family.verifier,
+            drafter=s.name,
+            verifier_parameters=1.0,
+            drafter_parameters=s.share,
+            task="recorded",
+            acceptance=float(rate),
+            source="recorded here",
+            read="file",
+        )
         for s, rate in zip(students, rates, strict=True)
     )
     return found, OwnLaw(family.verifier, laws, pairs)
@@ -123,7 +132,9 @@ def _timed(family: _Family, device: str, label: str, latency: str, prices: Price
         seconds = np.stack([_proportional_seconds(family, prices, i, batch) for i in range(len(family.students))])
     else:
         seconds = np.stack([drafted_seconds(family.requests, prices, d, batch) for d in family.drafted])
-    return _Timed(device, label, latency, prices, batch, plain, seconds)
+    return _Timed(
+        device=device, label=label, latency=latency, prices=prices, batch=batch, plain=plain, seconds=seconds
+    )
 
 
 def _curves(family: _Family, timed: Sequence[_Timed], domains: Sequence[str | None]) -> list[SizeCurve]:
@@ -168,22 +179,40 @@ def _curve(family: _Family, timed: _Timed, domain: str | None, judged: Judged) -
     steps = [_step_s(family, prices, timed.latency, i, batch) for i in range(sizes)]
     points = tuple(
         SizePoint(
-            s.name,
-            s.parameters,
-            number(s.share) or 0.0,
-            s.layers,
-            chosen[i],
-            estimates[i],
-            number(steps[i]) or 0.0,
-            number(steps[i] / _plain_s(family, prices, batch)) or 0.0,
-            estimates[sizes + i],
-            number(s.share_in_all),
+            drafter=s.name,
+            parameters=s.parameters,
+            share=number(s.share) or 0.0,
+            layers=s.layers,
+            draft_tokens=chosen[i],
+            speedup=estimates[i],
+            draft_step_s=number(steps[i]) or 0.0,
+            cost_ratio=number(steps[i] / _plain_s(family, prices, batch)) or 0.0,
+            acceptance=estimates[sizes + i],
+            share_in_all=number(s.share_in_all),
         )
         for i, s in enumerate(family.students)
     )
     spot = _spot(family.settings, points, estimates[2 * sizes :], replicates[:, :sizes], shares, judged)
-    words = spot_statement(family.verifier, timed.device, batch, domain, points, spot, timed.label)
-    return SizeCurve(family.verifier, timed.device, timed.label, timed.latency, batch, domain, points, spot, words)
+    words = spot_statement(
+        verifier=family.verifier,
+        device=timed.device,
+        batch=batch,
+        domain=domain,
+        points=points,
+        spot=spot,
+        label=timed.label,
+    )
+    return SizeCurve(
+        verifier=family.verifier,
+        device=timed.device,
+        label=timed.label,
+        latency=timed.latency,
+        batch=batch,
+        domain=domain,
+        points=points,
+        spot=spot,
+        statement=words,
+    )
 
 
 def _spot(
@@ -201,18 +230,18 @@ def _spot(
     may_be = [p for p, kept in zip(points, judged.may_be_best, strict=True) if kept]
     least, most = judged.bounds
     return SweetSpot(
-        replace(best, low=may_be[0].share, high=may_be[-1].share),
-        low,
-        high,
-        end,
-        settings.within,
-        settings.gain,
-        number(float(spots.gaining.mean())) or 0.0,
-        best_of,
-        flat_of,
-        tuple(p.drafter for p in may_be),
-        top,
-        replace(top, low=least, high=most),
+        best=replace(best, low=may_be[0].share, high=may_be[-1].share),
+        low=low,
+        high=high,
+        gain_end=end,
+        within=settings.within,
+        gain=settings.gain,
+        still_gaining=number(float(spots.gaining.mean())) or 0.0,
+        best_of=best_of,
+        flat_of=flat_of,
+        may_be_best=tuple(p.drafter for p in may_be),
+        speedup=top,
+        together=replace(top, low=least, high=most),
         pays=least is not None and least > 1,
         costs=most is not None and most < 1,
     )
@@ -282,13 +311,13 @@ def _latency_line(family: _Family, device: str, prices: Prices, batch: int) -> l
     smallest = family.students[0]
     return [
         LatencyLine(
-            device,
-            batch,
-            estimate(line.intercept, line.intercept_stderr),
-            estimate(line.slope, line.stderr),
-            number(float(line.rvalue) ** 2) or 0.0,
-            number(line.intercept / plain) or 0.0,
-            number(float(seconds[0]) / (smallest.share * plain)) or 0.0,
+            device=device,
+            batch=batch,
+            base_s=estimate(line.intercept, line.intercept_stderr),
+            layer_s=estimate(line.slope, line.stderr),
+            r_squared=number(float(line.rvalue) ** 2) or 0.0,
+            at_no_depth=number(line.intercept / plain) or 0.0,
+            proportional_error=number(float(seconds[0]) / (smallest.share * plain)) or 0.0,
         )
     ]
 

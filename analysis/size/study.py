@@ -38,13 +38,13 @@ def study_size(traces: TraceSet, settings: SizeSettings | None = None, facts: Fa
     measured, law = study_family(traces, chosen, np.random.default_rng([chosen.seed, 1]))
     large = extrapolate(law, chosen, np.random.default_rng([chosen.seed, 2]), facts)
     return SizeFindings(
-        measured,
-        large,
-        published_optima(),
-        _answer(measured, large),
-        _limits(measured, large),
-        chosen.draws,
-        chosen.seed,
+        measured=measured,
+        extrapolated=large,
+        published=published_optima(),
+        answer=_answer(measured, large),
+        limits=_limits(measured, large),
+        draws=chosen.draws,
+        seed=chosen.seed,
     )
 
 

@@ -99,15 +99,15 @@ def shape_of(info: ModelInfo, head_dim: int | None = None) -> Shape:
             f"for {layers} layers of width {hidden}"
         )
     return Shape(
-        info.name,
-        "llama",
-        layers,
-        hidden,
-        int(intermediate),
-        heads,
-        kv_heads,
-        vocabulary,
-        "manifest.json",
+        name=info.name,
+        family="llama",
+        layers=layers,
+        hidden=hidden,
+        intermediate=int(intermediate),
+        heads=heads,
+        kv_heads=kv_heads,
+        vocabulary=vocabulary,
+        source="manifest.json",
         tied=True,
         head_dim=width,
     )
@@ -125,15 +125,15 @@ def made_shape(parameters: float, layers: int, vocabulary: int) -> Shape:
     if hidden < 16:
         raise CostError(f"parameters: must suffice for {layers} layers and {vocabulary} tokens, got {parameters:g}")
     return Shape(
-        f"{parameters:.2g} in {layers} layers",
-        "llama",
-        layers,
-        hidden,
-        hidden * 7 // 2,
-        16,
-        4,
-        vocabulary,
-        "made up",
+        name=f"{parameters:.2g} in {layers} layers",
+        family="llama",
+        layers=layers,
+        hidden=hidden,
+        intermediate=hidden * 7 // 2,
+        heads=16,
+        kv_heads=4,
+        vocabulary=vocabulary,
+        source="made up",
         tied=True,
         head_dim=hidden // 16,
     )

@@ -158,14 +158,14 @@ def depth_points(
         estimates = bootstrap.estimates(statistic, sums, domain)
         points += [
             DepthPoint(
-                recorded.drafter,
-                domain,
-                k,
-                depth,
-                estimates[depth - 1].bounded(int(np.count_nonzero(rounds.at_risk[mine, depth - 1]))),
-                estimates[k + depth - 1].bounded(drafting),
-                _count(rounds.at_risk[mine, depth - 1]),
-                _count(rounds.drafting_rounds[mine]),
+                drafter=recorded.drafter,
+                domain=domain,
+                draft_tokens=k,
+                depth=depth,
+                conditional=estimates[depth - 1].bounded(int(np.count_nonzero(rounds.at_risk[mine, depth - 1]))),
+                unconditional=estimates[k + depth - 1].bounded(drafting),
+                at_risk=_count(rounds.at_risk[mine, depth - 1]),
+                rounds=_count(rounds.drafting_rounds[mine]),
             )
             for depth in range(1, k + 1)
         ]

@@ -266,13 +266,15 @@ class _Group:
             broken_even = None if tokens is None or not speedup.value else tokens / speedup.value
             cells.append(
                 SpeedupCell(
-                    run.drafter,
-                    run.draft_tokens,
-                    run.batch,
-                    self.domain,
-                    speedup,
-                    Estimate(speedup.value, *bounds[i], speedup.requests),
-                    None if with_costs is None else Estimate(speedup.value, *with_costs[i], speedup.requests),
+                    drafter=run.drafter,
+                    draft_tokens=run.draft_tokens,
+                    batch=run.batch,
+                    domain=self.domain,
+                    speedup=speedup,
+                    simultaneous=Estimate(speedup.value, *bounds[i], speedup.requests),
+                    with_costs=None
+                    if with_costs is None
+                    else Estimate(speedup.value, *with_costs[i], speedup.requests),
                     tokens_per_round=number(tokens),
                     break_even_tokens=number(broken_even),
                     extrapolated=run.extrapolated or plain.extrapolated,

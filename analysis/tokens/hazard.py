@@ -239,7 +239,18 @@ def _curve(name: str, rounds: RoundSums, bootstrap: ClusterBootstrap, rows: Toke
     )
     geometric = number(float(sum(kept ** (d + 1) for d in range(depths)))) or 0.0
     trend = _trend(risk, accepted, rows) if depths > 1 else None
-    return HazardCurve(name, points, constant, wald, freedom, p, None, mean, geometric, trend)
+    return HazardCurve(
+        drafter=name,
+        points=points,
+        constant=constant,
+        wald=wald,
+        freedom=freedom,
+        p_value=p,
+        adjusted=None,
+        mean_accepted=mean,
+        geometric_accepted=geometric,
+        trend=trend,
+    )
 
 
 def _constancy(risk: Floats, accepted: Floats) -> tuple[float | None, int, float | None]:

@@ -202,7 +202,19 @@ def _scores(
         )
         calibration, ece = _calibration(p, y, prompt, bootstrap)
         auroc = Estimate(0.5, None, None, brier.requests) if name == BASE else _auroc(p, y, prompt, bootstrap)
-        found.append(Score(name, _KNOWN[name], len(y), brier, skill, gain, ece, auroc, calibration))
+        found.append(
+            Score(
+                predictor=name,
+                known=_KNOWN[name],
+                tokens=len(y),
+                brier=brier,
+                skill=skill,
+                gain=gain,
+                ece=ece,
+                auroc=auroc,
+                calibration=calibration,
+            )
+        )
     return tuple(found)
 
 

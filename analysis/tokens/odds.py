@@ -140,7 +140,14 @@ def regress(rows: TokenRows, rng: Generator) -> Regression:
     )
     used = {"exchangeable": len(thin), "independence": len(rows), "mixed": mixed.rows}
     return Regression(
-        used, prompts, ratios, correlation, mixed.prompt_sd, mixed.drafter_sd, mixed.by, tuple(troubles)
+        rows=used,
+        prompts=prompts,
+        ratios=ratios,
+        correlation=correlation,
+        prompt_sd=mixed.prompt_sd,
+        drafter_sd=mixed.drafter_sd,
+        mixed_by=mixed.by,
+        troubles=tuple(troubles),
     )
 
 

@@ -67,15 +67,15 @@ def study_tokens(traces: TraceSet, *, draft_tokens: int = DRAFT_TOKENS, seed: in
     labels = traces.sequences["domain"].to_pylist()
     hazards = hazard_curves(traces, draft_tokens, ClusterBootstrap(labels, np.random.default_rng(seed)), rows)
     return TokenFindings(
-        draft_tokens,
-        seed,
-        traces.manifest.decoding.mode,
-        0 if rows is None else len(rows),
-        len(labels),
-        tuple(sorted(set(labels))),
-        () if rows is None else tuple(rows.drafters[code] for code in np.unique(rows.drafter)),
-        regression,
-        held_out,
-        hazards,
-        (*notes, *(regression.troubles if regression else ())),
+        draft_tokens=draft_tokens,
+        seed=seed,
+        decoding=traces.manifest.decoding.mode,
+        tokens=0 if rows is None else len(rows),
+        requests=len(labels),
+        domains=tuple(sorted(set(labels))),
+        drafters=() if rows is None else tuple(rows.drafters[code] for code in np.unique(rows.drafter)),
+        regression=regression,
+        held_out=held_out,
+        hazards=hazards,
+        notes=(*notes, *(regression.troubles if regression else ())),
     )

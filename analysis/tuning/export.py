@@ -370,15 +370,15 @@ def export(
             why = reasons[findings.best.name]
             notes = (f"not the best, '{findings.best.name}': {why}", *notes)
         return Export(
-            engine,
-            scored.name,
-            words.file,
-            words.content,
-            words.arguments,
-            words.extra_files,
-            scored.behind,
-            notes,
-            source,
+            engine=engine,
+            candidate=scored.name,
+            file=words.file,
+            content=words.content,
+            arguments=words.arguments,
+            extra_files=words.extra_files,
+            behind=scored.behind,
+            notes=notes,
+            source=source,
         )
     raise ExportError(f"--export {engine}: {reasons[findings.best.name]}")
 

@@ -92,7 +92,15 @@ def make_goal(scenario: Scenario, objective: str, attainment: float = ATTAINMENT
     }[objective]
     scale = 1e-6 if objective == "energy" else 1.0
     larger = objective in ("throughput", "goodput")
-    return Goal(objective, metric, scale, _UNITS[objective], larger, slo, attainment)
+    return Goal(
+        objective=objective,
+        metric=metric,
+        scale=scale,
+        unit=_UNITS[objective],
+        larger_is_better=larger,
+        slo=slo,
+        attainment=attainment,
+    )
 
 
 def parse_slo(text: str) -> dict[str, float]:

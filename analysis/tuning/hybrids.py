@@ -66,13 +66,13 @@ def _matches(base: Base, copying: tuple[str, int], model: tuple[str, int], longe
                 name = f"{copying[0]} {copied} after a match of {least}, else {other}"
                 plain = context_match(base, copying[0], model[0], {"1": tier}, name)
                 yield Candidate(
-                    plain.name,
-                    plain.kind,
-                    plain.drafters,
-                    plain.overrides,
-                    MATCH,
-                    least,
-                    f"copy {copied}, else {drafted}",
+                    name=plain.name,
+                    kind=plain.kind,
+                    drafters=plain.drafters,
+                    overrides=plain.overrides,
+                    axis=MATCH,
+                    at=least,
+                    series=f"copy {copied}, else {drafted}",
                 )
 
 

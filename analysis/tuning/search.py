@@ -138,10 +138,28 @@ def tune(
         middle = sorted(settings.draft_tokens)[len(settings.draft_tokens) // 2]
         pilot = base.make(fixed(base, base.names[0], middle).overrides)
         number = requests_of(priced, known)
-        load, told = searched(priced, setting, pilot, number, settings.attainment, recorded, settings.workers)
+        load, told = searched(
+            scenario=priced,
+            setting=setting,
+            pilot=pilot,
+            requests=number,
+            attainment=settings.attainment,
+            traces=recorded,
+            workers=settings.workers,
+        )
         objective = "goodput" if setting == SUSTAINED else settings.objective
         goal = make_goal(load, objective, settings.attainment)
-    search = _Search(load, settings, goal, recorded, traces, store, progress, clock, began)
+    search = _Search(
+        scenario=load,
+        settings=settings,
+        goal=goal,
+        recorded=recorded,
+        given=traces,
+        store=store,
+        progress=progress,
+        clock=clock,
+        began=began,
+    )
     search.origin, search.setting, search.searched = priced, setting, told
     return search.run()
 
@@ -385,15 +403,15 @@ class _Search:
         gap = self.judge.behind(candidate, best, number, max(1, comparisons))
         attained = self.judge.attainment(candidate, number)
         return Scored(
-            candidate.name,
-            candidate.kind,
-            candidate.drafters,
-            candidate.overrides,
-            self.judge.estimate(candidate, number),
-            gap,
-            None if attained is None else interval(attained, 0.0, self.judge.requests).value,
-            number,
-            self._status(candidate, best, number, max(1, comparisons)),
+            name=candidate.name,
+            kind=candidate.kind,
+            drafters=candidate.drafters,
+            overrides=candidate.overrides,
+            value=self.judge.estimate(candidate, number),
+            behind=gap,
+            attainment=None if attained is None else interval(attained, 0.0, self.judge.requests).value,
+            replications=number,
+            status=self._status(candidate, best, number, max(1, comparisons)),
         )
 
     def _status(self, candidate: Candidate, best: Candidate, number: int, comparisons: int) -> str:

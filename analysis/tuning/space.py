@@ -177,7 +177,15 @@ def fixed(base: Base, drafter: str, draft_tokens: int) -> Candidate:
     """Give one drafter at one length (without the bonus token)."""
     stopping = {"policy": "fixed", "draft_tokens": draft_tokens}
     name = f"{drafter}: {draft_tokens}"
-    return Candidate(name, "fixed", (drafter,), base.single(drafter, stopping), LENGTH, draft_tokens, drafter)
+    return Candidate(
+        name=name,
+        kind="fixed",
+        drafters=(drafter,),
+        overrides=base.single(drafter, stopping),
+        axis=LENGTH,
+        at=draft_tokens,
+        series=drafter,
+    )
 
 
 def fixed_lengths(base: Base, lengths: Sequence[int]) -> list[Candidate]:
@@ -212,13 +220,13 @@ def _policy(
     at: float | None = None,
 ) -> Candidate:
     return Candidate(
-        f"{drafter}: {label}",
-        str(stopping["policy"]),
-        (drafter,),
-        base.single(drafter, stopping),
-        axis,
-        at,
-        f"{drafter}: {stopping['policy']}",
+        name=f"{drafter}: {label}",
+        kind=str(stopping["policy"]),
+        drafters=(drafter,),
+        overrides=base.single(drafter, stopping),
+        axis=axis,
+        at=at,
+        series=f"{drafter}: {stopping['policy']}",
     )
 
 
@@ -325,13 +333,13 @@ def budgets(best: Candidate, batched: Sequence[int], seats: Sequence[int]) -> li
     """Give `best` under each token budget and each largest batch."""
     return [
         Candidate(
-            f"{best.name}; {key} {value}",
-            "engine",
-            best.drafters,
-            best.overrides | {f"engine.{key}": value},
-            key,
-            value,
-            best.name,
+            name=f"{best.name}; {key} {value}",
+            kind="engine",
+            drafters=best.drafters,
+            overrides=best.overrides | {f"engine.{key}": value},
+            axis=key,
+            at=value,
+            series=best.name,
         )
         for key, values in ((BATCHED, batched), (SEATS, seats))
         for value in values

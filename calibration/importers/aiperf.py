@@ -189,7 +189,17 @@ def _records(path: Path, objects: Sequence[tuple[str, Object]], origin: Origin) 
         if found is not None:
             tokens = output if served is None else count(spec, "completion_tokens", place, 1)
             name = f"{path.stem}/{index}"
-            requests.append(Request(place, name, origin.domain_of(path), prompt, tokens, "unknown", found))
+            requests.append(
+                Request(
+                    place=place,
+                    name=name,
+                    domain=origin.domain_of(path),
+                    prompt_tokens=prompt,
+                    output_tokens=tokens,
+                    finish_reason="unknown",
+                    metrics=found,
+                )
+            )
     if not lengths:
         raise TraceError(f"{path}: holds no request that succeeded while profiling")
     unknown = []

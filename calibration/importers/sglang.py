@@ -282,11 +282,27 @@ def import_sglang(
     if not is_json(text):
         if run is not None:
             raise TraceError(f"{path}: is a log, so run must not be given")
-        return _one_law(path, read_log(path, text), lengths, draft_tokens, request_std_tokens, origin, seed)
+        return _one_law(
+            path=path,
+            run=read_log(path, text),
+            lengths=lengths,
+            draft_tokens=draft_tokens,
+            request_std_tokens=request_std_tokens,
+            origin=origin,
+            seed=seed,
+        )
     objects = read_objects(report)
     answers = [found for place, one in objects if (found := read_answer(one, place)) is not None]
     if not answers:
-        return _one_law(path, _which(path, objects, run), lengths, draft_tokens, request_std_tokens, origin, seed)
+        return _one_law(
+            path=path,
+            run=_which(path, objects, run),
+            lengths=lengths,
+            draft_tokens=draft_tokens,
+            request_std_tokens=request_std_tokens,
+            origin=origin,
+            seed=seed,
+        )
     for name, value in (("lengths", lengths), ("request_std_tokens", request_std_tokens or None), ("run", run)):
         if value is not None:
             raise TraceError(f"{path}: holds requests of its own, so {name} must not be given")

@@ -281,7 +281,15 @@ def _record_shard(
     generator = generator_for(verifier.device, settings.seed, number)
     prompts = [request.prompt_ids for request in shard]
     limit, decoding = settings.max_new_tokens, settings.decoding
-    outputs = generate(verifier.model, prompts, decoding, limit, verifier.end_ids, generator, advance)
+    outputs = generate(
+        model=verifier.model,
+        prompts=prompts,
+        decoding=decoding,
+        max_new_tokens=limit,
+        end_ids=verifier.end_ids,
+        generator=generator,
+        advance=advance,
+    )
     return record(
         verifier.model,
         drafters,

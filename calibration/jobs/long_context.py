@@ -110,7 +110,17 @@ def window_study(
             raise CalibrationError(f"context {context}: {rule}, got {longest}")
         bits: list[list[NDArray[np.bool_]]] = []
         for prompt in rows:
-            bits.append(_matches(verifier, drafter, prompt, windows, new_tokens, queries, layer))
+            bits.append(
+                _matches(
+                    verifier=verifier,
+                    drafter=drafter,
+                    prompt=prompt,
+                    windows=windows,
+                    new_tokens=new_tokens,
+                    queries=queries,
+                    layer=layer,
+                )
+            )
             done += 1
             if progress:
                 progress("long contexts", done, total)

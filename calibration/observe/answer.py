@@ -61,13 +61,13 @@ def read_spec_metrics(obj: Mapping[str, Any]) -> SpecMetrics | None:
     if histogram is not None:
         _check(sum(histogram) == steps, f"acceptance_histogram must add up to {steps} steps", histogram)
     return SpecMetrics(
-        steps if step_drafted is None else sum(number > 0 for number in step_drafted),
-        drafted,
-        accepted,
-        step_drafted,
-        step_accepted,
-        _by_position(histogram, step_accepted),
-        _count(found, "num_spec_tokens") if found.get("num_spec_tokens") is not None else None,
+        drafts=steps if step_drafted is None else sum(number > 0 for number in step_drafted),
+        drafted_tokens=drafted,
+        accepted_tokens=accepted,
+        per_step_drafted=step_drafted,
+        per_step_accepted=step_accepted,
+        accepted_by_position=_by_position(histogram, step_accepted),
+        draft_tokens_max=_count(found, "num_spec_tokens") if found.get("num_spec_tokens") is not None else None,
     )
 
 
@@ -225,15 +225,17 @@ class AnswerReader:
         tokens = counted if isinstance(counted, int) and counted > 0 else self.tokens
         details = self._usage.get("prompt_tokens_details")
         return Answer(
-            tuple(self._times),
-            tuple(1 if number is None else number for number in self._counts) if tokens == self.tokens else None,
-            tokens,
-            tokens == counted or known,
-            self._usage.get("prompt_tokens"),
-            details.get("cached_tokens") if isinstance(details, Mapping) else None,
-            tuple(self._ids) if len(self._ids) == tokens else None,
-            self._speculation,
-            self._finish,
+            emission_s=tuple(self._times),
+            emitted=tuple(1 if number is None else number for number in self._counts)
+            if tokens == self.tokens
+            else None,
+            output_tokens=tokens,
+            counted=tokens == counted or known,
+            prompt_tokens=self._usage.get("prompt_tokens"),
+            cached_tokens=details.get("cached_tokens") if isinstance(details, Mapping) else None,
+            token_ids=tuple(self._ids) if len(self._ids) == tokens else None,
+            speculation=self._speculation,
+            finish_reason=self._finish,
         )
 
     def _number(self, choice: Mapping[str, Any], usage: Any) -> int | None:

@@ -108,7 +108,15 @@ def record(
     records none. Start drafters draft up to `gamma_max` tokens from every position, where the drafter itself
     states no other limit. `advance` is called with the positions just read.
     """
-    session = _Session(verifier, requests, outputs, decoding, generator, gamma_max, rollout_stride)
+    session = _Session(
+        verifier=verifier,
+        requests=requests,
+        outputs=outputs,
+        decoding=decoding,
+        generator=generator,
+        gamma_max=gamma_max,
+        rollout_stride=rollout_stride,
+    )
     lanes = _lane_drafters(drafters)
     reading = read_together(
         verifier,

@@ -138,26 +138,48 @@ class Shape:
 
 def _llama_2(size: str, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int) -> Shape:
     source = f"meta-llama/Llama-2-{size}-hf"
-    return Shape(f"llama-2-{size}", "llama", layers, hidden, intermediate, heads, kv_heads, 32_000, source)
+    return Shape(
+        name=f"llama-2-{size}",
+        family="llama",
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=kv_heads,
+        vocabulary=32_000,
+        source=source,
+    )
 
 
 def _llama_3(name: str, source: str, layers: int, hidden: int, intermediate: int, heads: int, **more: Any) -> Shape:
-    return Shape(name, "llama", layers, hidden, intermediate, heads, 8, 128_256, source, rope_theta=5e5, **more)
+    return Shape(
+        name=name,
+        family="llama",
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=8,
+        vocabulary=128_256,
+        source=source,
+        rope_theta=5e5,
+        **more,
+    )
 
 
 def _qwen(size: str, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **more: Any) -> Shape:
     """A Qwen2.5 base model; the three smallest tie their head and have a vocabulary of 151,936 rows."""
     small = size in ("0.5b", "1.5b", "3b")
     return Shape(
-        f"qwen2.5-{size}",
-        "qwen2",
-        layers,
-        hidden,
-        intermediate,
-        heads,
-        kv_heads,
-        151_936 if small else 152_064,
-        f"Qwen/Qwen2.5-{size.upper()}",
+        name=f"qwen2.5-{size}",
+        family="qwen2",
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=kv_heads,
+        vocabulary=151_936 if small else 152_064,
+        source=f"Qwen/Qwen2.5-{size.upper()}",
         tied=small,
         rope_theta=1e6,
         max_positions=32_768 if size in ("0.5b", "3b") else 131_072,
@@ -168,15 +190,15 @@ def _qwen(size: str, layers: int, hidden: int, intermediate: int, heads: int, kv
 
 def _qwen3(size: str, layers: int, hidden: int, intermediate: int, heads: int) -> Shape:
     return Shape(
-        f"qwen3-{size}",
-        "qwen3",
-        layers,
-        hidden,
-        intermediate,
-        heads,
-        8,
-        151_936,
-        f"Qwen/Qwen3-{size.upper()}",
+        name=f"qwen3-{size}",
+        family="qwen3",
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=8,
+        vocabulary=151_936,
+        source=f"Qwen/Qwen3-{size.upper()}",
         rope_theta=1e6,
         max_positions=40_960,
         norm_eps=1e-6,
@@ -189,28 +211,40 @@ def _smollm2(
     source = f"HuggingFaceTB/SmolLM2-{size.upper()}"
     options: dict[str, Any] = {"head_dim": 64, "rope_theta": theta, "max_positions": 8192}
     name = f"smollm2-{size}"
-    return Shape(name, "llama", layers, hidden, intermediate, heads, kv_heads, 49_152, source, tied=True, **options)
+    return Shape(
+        name=name,
+        family="llama",
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        kv_heads=kv_heads,
+        vocabulary=49_152,
+        source=source,
+        tied=True,
+        **options,
+    )
 
 
 _LONG = {"max_positions": 131_072}
 
 _ALL = (
-    _smollm2("135m", 30, 576, 1536, 9, 3, 1e5),
-    _smollm2("360m", 32, 960, 2560, 15, 5, 1e5),
-    _smollm2("1.7b", 24, 2048, 8192, 32, 32, 1.3e5),
+    _smollm2(size="135m", layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, theta=1e5),
+    _smollm2(size="360m", layers=32, hidden=960, intermediate=2560, heads=15, kv_heads=5, theta=1e5),
+    _smollm2(size="1.7b", layers=24, hidden=2048, intermediate=8192, heads=32, kv_heads=32, theta=1.3e5),
     _llama_2("7b", 32, 4096, 11_008, 32, 32),
     _llama_2("13b", 40, 5120, 13_824, 40, 40),
     _llama_2("70b", 80, 8192, 28_672, 64, 8),
     Shape(
-        "codellama-34b",
-        "llama",
-        48,
-        8192,
-        22_016,
-        64,
-        8,
-        32_000,
-        "codellama/CodeLlama-34b-hf",
+        name="codellama-34b",
+        family="llama",
+        layers=48,
+        hidden=8192,
+        intermediate=22_016,
+        heads=64,
+        kv_heads=8,
+        vocabulary=32_000,
+        source="codellama/CodeLlama-34b-hf",
         rope_theta=1e6,
         max_positions=16_384,
     ),
@@ -227,8 +261,31 @@ _ALL = (
     _qwen("14b", 48, 5120, 13_824, 40, 8),
     _qwen("32b", 64, 5120, 27_648, 40, 8),
     _qwen("72b", 80, 8192, 29_568, 64, 8),
-    Shape("tiny", "llama", 6, 64, 96, 4, 2, 128, "for tests, not published", tied=True, head_dim=16),
-    Shape("tiny-qwen", "qwen2", 4, 64, 96, 4, 1, 128, "for tests, not published", head_dim=16),
+    Shape(
+        name="tiny",
+        family="llama",
+        layers=6,
+        hidden=64,
+        intermediate=96,
+        heads=4,
+        kv_heads=2,
+        vocabulary=128,
+        source="for tests, not published",
+        tied=True,
+        head_dim=16,
+    ),
+    Shape(
+        name="tiny-qwen",
+        family="qwen2",
+        layers=4,
+        hidden=64,
+        intermediate=96,
+        heads=4,
+        kv_heads=1,
+        vocabulary=128,
+        source="for tests, not published",
+        head_dim=16,
+    ),
 )
 
 _UNTIMED = (

@@ -201,7 +201,18 @@ def _cells(table: GridTable, shape: str, part: Part, dtype: Dtype) -> list[StepC
             nodes = new if tree and part != "head" else None
             attention: Literal["chain", "tree"] = "chain" if nodes is None else "tree"
             new_tokens = new + 1 if tree else new
-            cell = StepCell(shape, part, dtype, graph, attention, operation, batch, new_tokens, context, nodes)
+            cell = StepCell(
+                shape=shape,
+                part=part,
+                dtype=dtype,
+                graph=graph,
+                attention=attention,
+                operation=operation,
+                batch=batch,
+                new_tokens=new_tokens,
+                context_tokens=context,
+                tree_nodes=nodes,
+            )
             ranked.append((a + b + c + d, cell))
 
     add("verify", table.batches, table.new_tokens, contexts)

@@ -104,7 +104,15 @@ class HeadDrafter:
         pairs = known + count
         past = self.read(None, read.states["norm"][None, :pairs], text[None, 1 : pairs + 1])
         for begin in range(0, len(starts), CHUNK):
-            self._draft_from(starts[begin : begin + CHUNK], known, past, read, limit, generator, empty)
+            self._draft_from(
+                starts=starts[begin : begin + CHUNK],
+                known=known,
+                past=past,
+                read=read,
+                limit=limit,
+                generator=generator,
+                found=empty,
+            )
         return empty.drafts()
 
     def _draft_from(

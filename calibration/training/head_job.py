@@ -122,7 +122,17 @@ def train_all(job: HeadsJob, verifier: Verifier, out: Path, progress: StageProgr
         if (folder / "curve.csv").is_file():
             _same(folder, head, head.shape.for_verifier(head.kind, verifier), settings)
         else:
-            train_head(head.kind, verifier, head.shape, texts, held_out, decoding, settings, folder, progress)
+            train_head(
+                kind=head.kind,
+                verifier=verifier,
+                shape=head.shape,
+                texts=texts,
+                held_out=held_out,
+                decoding=decoding,
+                settings=settings,
+                folder=folder,
+                progress=progress,
+            )
     return folders
 
 

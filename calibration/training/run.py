@@ -187,7 +187,16 @@ def _one(
     if not (folder / "curve.csv").is_file():
         texts = [text for domain in domains for text in material.texts[domain]]
         held = curve_texts(material.held_out, domains) or curve_texts(material.held_out, list(material.held_out))
-        train_student(verifier, student.shape, texts, held, material.decoding, settings, folder, progress)
+        train_student(
+            verifier=verifier,
+            shape=student.shape,
+            texts=texts,
+            held_out=held,
+            decoding=material.decoding,
+            settings=settings,
+            folder=folder,
+            progress=progress,
+        )
     about = read_about(folder)
     recipe = about["recipe"]
     wanted = {"shape": student.shape.model_dump(mode="json", exclude_none=True), "settings": settings.model_dump()}
@@ -228,7 +237,15 @@ def _online(
     about = out / "online.json"
     if about.is_file() and json.loads(about.read_text(encoding="utf-8")) == identity:
         return
-    served = serve(verifier, folder, material.stream, material.decoding, spec, job.settings(student), progress)
+    served = serve(
+        verifier=verifier,
+        folder=folder,
+        stream=material.stream,
+        decoding=material.decoding,
+        settings=spec,
+        training=job.settings(student),
+        progress=progress,
+    )
     write_whole(out / "online.csv", online_csv(served))
     write_whole(out / "shifts.csv", online_csv(shifts(served)))
     write_whole(about, json.dumps(identity, indent=2) + "\n")

@@ -52,7 +52,15 @@ def train_student(
     An interrupted call goes on from its last checkpoint, and gives what an uninterrupted one gives. `decoding` says
     how `held_out` was written. `CalibrationError` where `folder` or its checkpoint belongs to something else.
     """
-    run = Training(verifier, shape, texts, held_out, decoding, settings, Path(folder))
+    run = Training(
+        verifier=verifier,
+        shape=shape,
+        texts=texts,
+        held_out=held_out,
+        decoding=decoding,
+        settings=settings,
+        folder=Path(folder),
+    )
     run.resume()
     run.go(progress)
     return run.finish()

@@ -170,13 +170,13 @@ def cascade_part(findings: CascadeFindings, other: CascadeFindings | None = None
         Bullets(_published(findings)),
     ]
     return Part(
-        "cascade",
-        "When to ask a larger model",
-        Paragraph(_answer(findings), "Cascade"),
-        tuple(blocks),
-        drawings,
-        _guidelines(findings),
-        _limits(findings),
+        key="cascade",
+        title="When to ask a larger model",
+        answer=Paragraph(_answer(findings), "Cascade"),
+        blocks=tuple(blocks),
+        drawings=drawings,
+        guidelines=_guidelines(findings),
+        limits=_limits(findings),
     )
 
 

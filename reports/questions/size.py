@@ -293,13 +293,13 @@ def size_part(findings: SizeFindings) -> Part:
         Paragraph(_band_words(large), "What the bands are worth"),
     )
     return Part(
-        "size",
-        "How large the drafter should be",
-        Paragraph(findings.answer, "Which size"),
-        blocks,
-        drawings,
-        _guidelines(findings),
-        tuple(Paragraph(text) for text in findings.limits),
+        key="size",
+        title="How large the drafter should be",
+        answer=Paragraph(findings.answer, "Which size"),
+        blocks=blocks,
+        drawings=drawings,
+        guidelines=_guidelines(findings),
+        limits=tuple(Paragraph(text) for text in findings.limits),
     )
 
 

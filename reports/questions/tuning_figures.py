@@ -157,7 +157,7 @@ def contenders(findings: TuneFindings) -> Drawing:
     return Drawing(
         "tuning-contenders",
         to_svg(figure),
-        f"The settings of the final stage, the best first, below the oracles (hollow), which see what no engine knows. "
+        f"Settings of the final stage, the best first, below the oracles (hollow), which see what no engine knows. "
         f"Further to the {better} is better. Bars: 95% intervals, of each setting by itself; differences are "
         f"paired and much surer. {_label(findings, findings.best.replications)}",
         f"Dot plot of {findings.goal.objective} for {len(rows)} settings and oracles; the best setting is "

@@ -127,7 +127,15 @@ def simulate_cascade(
     def hand(here: int, there: int, tokens: int) -> Transfer:
         return transfer(scenario.handover, scenario.stage[here], scenario.stage[there], tokens)
 
-    router = CascadeRouter(env, entry, paths, prompt_tokens, items_of, hand, _Tally(progress, entry.counted).add)
+    router = CascadeRouter(
+        env=env,
+        entry=entry,
+        paths=paths,
+        prompt_tokens=prompt_tokens,
+        items_of=items_of,
+        hand=hand,
+        ended=_Tally(progress, entry.counted).add,
+    )
     fleets = _fleets(scenario, found, router, env)
     router.open(fleets)
     env.run()

@@ -73,7 +73,15 @@ def learn_forecasts(
     key = (tuple(drafters), served.ids, longest, folds, None if learn_from is None else tuple(learn_from), seed)
     if _LAST and _LAST[0][0]() is traces and _LAST[0][1] == key:
         return _LAST[0][2]
-    found = _learn(traces, drafters, served, longest, folds, learn_from, seed)
+    found = _learn(
+        traces=traces,
+        drafters=drafters,
+        served=served,
+        longest=longest,
+        folds=folds,
+        learn_from=learn_from,
+        seed=seed,
+    )
     _LAST[:] = [(weakref.ref(traces), key, found)]
     return found
 

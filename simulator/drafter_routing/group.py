@@ -275,7 +275,16 @@ def _play(drafters: Drafters, round_: Round, left: Ints, policy: StoppingPolicy,
     verified = round_.active + int(drafters.verified(row, round_.cursor, tokens).sum())
     draft_s, verify_s = drafters.seconds(round_, drafters.split(row, whole, round_), verified)
     drafters.note(row, accepted)
-    return Played(tokens, accepted, emitted, draft_s, verify_s, draft_s + verify_s, verified, extra)
+    return Played(
+        drafted=tokens,
+        accepted=accepted,
+        emitted=emitted,
+        draft_s=draft_s,
+        verify_s=verify_s,
+        seconds=draft_s + verify_s,
+        verified_tokens=verified,
+        extra=extra,
+    )
 
 
 class ByRequest:
@@ -368,7 +377,16 @@ class ByMeanConfidence:
         drafters.note(row, accepted)
         extra = {"drafted_beside": float(sum(int(draft.tokens.sum()) for draft in drafts) - int(tokens.sum()))}
         emitted = np.minimum(accepted + 1, left)
-        return Played(tokens, accepted, emitted, draft_s, verify_s, draft_s + verify_s, verified, extra)
+        return Played(
+            drafted=tokens,
+            accepted=accepted,
+            emitted=emitted,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            seconds=draft_s + verify_s,
+            verified_tokens=verified,
+            extra=extra,
+        )
 
     def _mean(self, view: Round, steps: Ints) -> Floats:
         """Give the mean confidence over the first `steps`; -1 where there is none."""
@@ -405,7 +423,15 @@ class ByUnion:
         verified = round_.active + int(nodes.sum())
         draft_s, verify_s = drafters.seconds(round_, drafts, verified)
         drafters.note(np.argmax(matched, axis=0), accepted)
-        return Played(nodes, accepted, emitted, draft_s, verify_s, draft_s + verify_s, verified)
+        return Played(
+            drafted=nodes,
+            accepted=accepted,
+            emitted=emitted,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            seconds=draft_s + verify_s,
+            verified_tokens=verified,
+        )
 
 
 def _wishes(

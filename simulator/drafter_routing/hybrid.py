@@ -73,7 +73,15 @@ class ByRoundRule:
         draft_s, verify_s = drafters.seconds(round_, drafts, verified)
         drafters.note(row, accepted)
         self._rule.learn(round_, row, tokens, accepted)
-        return Played(tokens, accepted, emitted, draft_s, verify_s, draft_s + verify_s, verified)
+        return Played(
+            drafted=tokens,
+            accepted=accepted,
+            emitted=emitted,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            seconds=draft_s + verify_s,
+            verified_tokens=verified,
+        )
 
 
 class MatchRule:

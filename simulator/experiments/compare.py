@@ -219,7 +219,9 @@ def _contrast(name: str, a: Any, b: Any, *, certain: bool, fixed: bool) -> Contr
     if certain:
         left, right, difference = (e.without_interval() for e in (left, right, difference))
         ratio = None if ratio is None else ratio.without_interval()
-    return Contrast(name, left, right, difference, ratio, gain, verdict)
+    return Contrast(
+        metric=name, a=left, b=right, difference=difference, ratio=ratio, variance_reduction=gain, verdict=verdict
+    )
 
 
 def _ratio(a: Any, b: Any) -> Estimate | None:

@@ -133,7 +133,16 @@ class Overlapped:
         self._pending[slots] = end.pending
         extra = {"drafted_ahead": float(drafted.sum())}
         seconds = max(draft_s, verify_s)
-        return Played(end.compared, end.accepted, end.emitted, draft_s, verify_s, seconds, tokens, extra)
+        return Played(
+            drafted=end.compared,
+            accepted=end.accepted,
+            emitted=end.emitted,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            seconds=seconds,
+            verified_tokens=tokens,
+            extra=extra,
+        )
 
 
 THINNING = 7001
@@ -236,7 +245,16 @@ class Asynchronous:
         self._pending[slots], self._rolled[slots] = end.pending, ~end.on
         draft_s = steps * step_s
         extra = {"drafted_ahead": float(drafted.sum())}
-        return Played(end.compared, end.accepted, end.emitted, draft_s, verify_s, verify_s, tokens, extra)
+        return Played(
+            drafted=end.compared,
+            accepted=end.accepted,
+            emitted=end.emitted,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            seconds=verify_s,
+            verified_tokens=tokens,
+            extra=extra,
+        )
 
     def _advance(self, seconds: float, step_s: float, most: int) -> int:
         """Let the drafter run, `most` steps at most; give how many steps it ends."""

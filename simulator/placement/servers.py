@@ -253,7 +253,16 @@ class ManyServers:
         draft_s = length if table.tokens.any() else 0.0
         verified = round_.active + int(table.tokens.sum())
         # The engine adds the overhead that the timetable holds already.
-        return Played(compared, accepted, emitted, draft_s, length, length - overhead_s, verified, extra)
+        return Played(
+            drafted=compared,
+            accepted=accepted,
+            emitted=emitted,
+            draft_s=draft_s,
+            verify_s=length,
+            seconds=length - overhead_s,
+            verified_tokens=verified,
+            extra=extra,
+        )
 
     def _timetable(self, round_: Round, tokens: Ints) -> tuple[Timetable, int]:
         """Give the timetable of this round's prices, and how many servers verify blocks."""

@@ -249,7 +249,16 @@ def fit_law(shapes: Shapes, head_share: float = 0.0) -> Law:
         solution = solve(padded, seconds, unit, weights)
         sequence_s, context_s, further_s, pair_s, beside_s, change_s, less_s = solution[len(knots) :].tolist()
         forward = curve_of(knots, solution[: len(knots)])
-        law = Law(forward, head_s, sequence_s, context_s, further_s, pair_s, beside_s - less_s, change_s)
+        law = Law(
+            forward=forward,
+            head_s=head_s,
+            sequence_s=sequence_s,
+            context_s=context_s,
+            further_s=further_s,
+            pair_s=pair_s,
+            beside_s=beside_s - less_s,
+            change_s=change_s,
+        )
         near, head_s = law.seconds(shapes), head_share * _far_slope(forward)
     return law
 
@@ -342,27 +351,27 @@ def price_rows(
             "no step had several tokens of a sequence: a drafted token costs what one of another sequence costs"
         )
     step = ObservedStep(
-        model,
-        operation,
-        dear.decoding,
-        _decoded(shapes[decoding]),
-        names,
-        told(decoding),
-        tuple(assumed),
-        dear.change_s,
-        dear.further_s,
+        model=model,
+        operation=operation,
+        curve=dear.decoding,
+        range=_decoded(shapes[decoding]),
+        runs=names,
+        fitness=told(decoding),
+        assumed=tuple(assumed),
+        change_s=dear.change_s,
+        further_s=dear.further_s,
     )
     if decoding.all():
         return None, step
     return ObservedPrefill(
-        model,
-        "prefill",
-        dear.prefill,
-        _read(shapes[~decoding]),
-        names,
-        told(alone),
-        () if mixed.any() else ("no step had prompts beside decoding: one pass for both",),
-        dear.change_s,
+        model=model,
+        operation="prefill",
+        curve=dear.prefill,
+        range=_read(shapes[~decoding]),
+        runs=names,
+        fitness=told(alone),
+        assumed=() if mixed.any() else ("no step had prompts beside decoding: one pass for both",),
+        change_s=dear.change_s,
         pair_s=dear.pair_s,
         beside_s=dear.beside_s,
         mixed=told(mixed) if mixed.any() else None,

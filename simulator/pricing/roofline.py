@@ -113,7 +113,15 @@ class RooflineStep:
     def _matmul(self, tokens: Any, inner: float, outer: float) -> Any:
         device, byte = self.device, float(ELEMENT_BYTES[self.dtype])
         flops = device.flops_per_s(self.dtype)
-        return matmul_s(self.efficiencies.matmul, tokens, inner, outer, flops, device.bandwidth, byte)
+        return matmul_s(
+            kernel=self.efficiencies.matmul,
+            tokens=tokens,
+            inner=inner,
+            outer=outer,
+            flops=flops,
+            bandwidth=device.bandwidth,
+            byte=byte,
+        )
 
     def _matrices(self, tokens: Any) -> Any:
         layers = matrices(self.shape, self.tensor_parallel)[:-1]
@@ -251,14 +259,14 @@ def roofline_step(
     step_s = 0.0 if drafts else fit.host_s
     sequence_s = 0.0 if drafts else fit.host_per_logit_s * shape.vocabulary
     return RooflineStep(
-        shape,
-        place,
-        dtype,
-        tensor_parallel,
-        operation,
-        step_s if host_overhead_s is None else host_overhead_s,
-        sequence_s if host_per_sequence_s is None else host_per_sequence_s,
-        fit,
+        shape=shape,
+        device=place,
+        dtype=dtype,
+        tensor_parallel=tensor_parallel,
+        operation=operation,
+        host_s=step_s if host_overhead_s is None else host_overhead_s,
+        per_sequence_s=sequence_s if host_per_sequence_s is None else host_per_sequence_s,
+        efficiencies=fit,
     )
 
 

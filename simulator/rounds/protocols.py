@@ -211,13 +211,30 @@ class Serial:
             draft_s, verify_s = round_.prices.decode_s(
                 drafted if runs else None, round_.context, total_context, verified, share
             )
-            return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens)
+            return Played(
+                drafted=drafted,
+                accepted=accepted,
+                emitted=emitted,
+                draft_s=draft_s,
+                verify_s=verify_s,
+                seconds=draft_s + verify_s,
+                verified_tokens=tokens,
+            )
         whole = np.full(round_.active, ahead, dtype=np.int64)
         whole = whole if proposals is None else np.minimum(whole, proposals)
         share = None if shapes is None or places is None else shapes.shares(places, whole)
         draft_s, verify_s = round_.prices.partly_verified_s(whole, verified, round_.context, total_context, share)
         extra = {"drafted_ahead": float(whole.sum())}
-        return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens, extra)
+        return Played(
+            drafted=drafted,
+            accepted=accepted,
+            emitted=emitted,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            seconds=draft_s + verify_s,
+            verified_tokens=tokens,
+            extra=extra,
+        )
 
 
 def _play_tree(round_: Round, left: Ints, tree: Tree, replay: Replay) -> Played:
@@ -228,7 +245,15 @@ def _play_tree(round_: Round, left: Ints, tree: Tree, replay: Replay) -> Played:
     draft_s, verify_s, outside = tree.seconds(round_.prices, round_.active, int(round_.context.sum()))
     round_.prices.extrapolated_iterations += outside
     tokens = round_.active * (tree.nodes + 1)
-    return Played(drafted, accepted, emitted, draft_s, verify_s, draft_s + verify_s, tokens)
+    return Played(
+        drafted=drafted,
+        accepted=accepted,
+        emitted=emitted,
+        draft_s=draft_s,
+        verify_s=verify_s,
+        seconds=draft_s + verify_s,
+        verified_tokens=tokens,
+    )
 
 
 def verify_seconds(round_: Round, drafted_tokens: Ints) -> Floats:

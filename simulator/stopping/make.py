@@ -166,13 +166,13 @@ def make_policy(
             return ConfidenceThreshold(threshold, longest)
         case settings.AdaEDL():
             return AdaEDL(
-                stopping.threshold,
-                stopping.gamma,
-                stopping.target_acceptance,
-                stopping.step,
-                (stopping.acceptance_decay, stopping.threshold_decay),
-                stopping.max_draft_tokens,
-                max_num_seqs,
+                threshold=stopping.threshold,
+                gamma=stopping.gamma,
+                target_acceptance=stopping.target_acceptance,
+                step=stopping.step,
+                decays=(stopping.acceptance_decay, stopping.threshold_decay),
+                max_draft_tokens=stopping.max_draft_tokens,
+                max_num_seqs=max_num_seqs,
             )
         case settings.SpecDecPP(threshold=threshold, min_draft_tokens=least, max_draft_tokens=longest):
             return SpecDecPP(threshold, least, longest)

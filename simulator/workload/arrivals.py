@@ -60,7 +60,15 @@ class Arrivals:
             for column in (self.prompt_tokens, self.output_tokens, self.client)
         )
         prefixes = None if self.prefixes is None else self.prefixes.rows(chosen)
-        return Arrivals(self.arrival_s[chosen], prompt, output, client, self.clients, prefixes, self.provenance)
+        return Arrivals(
+            arrival_s=self.arrival_s[chosen],
+            prompt_tokens=prompt,
+            output_tokens=output,
+            client=client,
+            clients=self.clients,
+            prefixes=prefixes,
+            provenance=self.provenance,
+        )
 
     def limited(self, requests: int | None, duration_s: float | None, rate_multiplier: float | None) -> Arrivals:
         """Give them sorted (equal times as they were), compressed in time, and cut.

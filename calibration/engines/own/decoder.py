@@ -113,7 +113,15 @@ def _group(
     view = cache.view([span.sequence for span in spans], longest)
     bias = None
     if width > 1 or min(ends) < longest:
-        bias = _bias(held, counts, width, view.keys, query_group, dtype, cache.device)
+        bias = _bias(
+            held=held,
+            counts=counts,
+            width=width,
+            keys=view.keys,
+            query_group=query_group,
+            dtype=dtype,
+            device=cache.device,
+        )
     return Group(*place, rows, width, spread, packed, view, longest if bias is None else view.keys, bias)
 
 
