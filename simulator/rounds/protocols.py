@@ -321,12 +321,14 @@ class Columns:
 
     def __init__(self, **types: str) -> None:
         self._arrays = {name: array(code) for name, code in types.items()}
-        self._appends: tuple[Callable[[Any], None], ...] = tuple(c.append for c in self._arrays.values())
+        self._appends: dict[str, Callable[[Any], None]] = {name: c.append for name, c in self._arrays.items()}
 
-    def add(self, *row: float) -> None:
-        """Append one row, in the order of the columns."""
-        for append, value in zip(self._appends, row, strict=True):
-            append(value)
+    def add(self, **row: float) -> None:
+        """Append one row: a value for every column."""
+        if len(row) != len(self._appends):
+            raise TypeError(f"a row must have the columns {', '.join(self._appends)}, got {', '.join(row)}")
+        for name, value in row.items():
+            self._appends[name](value)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Give one column as a numpy array: a view, so that no row may be added while it lives."""

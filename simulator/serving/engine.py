@@ -158,21 +158,21 @@ class Engine:
         emitted += self._prefilled(chunks, start, share_s)
         kind = DECODE if not chunks else MIXED if active else PREFILL
         log.iterations.add(
-            kind,
-            start,
-            duration,
-            active + len(chunks),
-            waiting,
-            drafted,
-            accepted,
-            emitted,
-            context + cached,
-            draft_s,
-            verify_s + prefill_s,
-            prefill_s,
-            prefill_tokens,
-            plan.swap_s,
-            blocks,
+            kind=kind,
+            start_s=start,
+            duration_s=duration,
+            active=active + len(chunks),
+            waiting=waiting,
+            drafted_tokens=drafted,
+            accepted_tokens=accepted,
+            emitted_tokens=emitted,
+            context_tokens=context + cached,
+            draft_s=draft_s,
+            verify_s=verify_s + prefill_s,
+            prefill_s=prefill_s,
+            prefill_tokens=prefill_tokens,
+            swap_s=plan.swap_s,
+            kv_blocks=blocks,
         )
         self.tokens += emitted
         left = scheduler.decoding.live[LEFT]
@@ -261,7 +261,14 @@ class Engine:
     def _left(self, job: Job) -> None:
         """Note a stretch of rounds that has ended."""
         request, rounds = job.request, self.log.rounds
-        self.log.spans.add(request.id, request.counted, job.first_round, rounds, job.previous_s, job.began_s)
+        self.log.spans.add(
+            request_id=request.id,
+            counted=request.counted,
+            first_round=job.first_round,
+            last_round=rounds,
+            previous_s=job.previous_s,
+            began_s=job.began_s,
+        )
         if rounds > job.first_round:
             job.began_s = self._round_end
 
@@ -273,21 +280,21 @@ class Engine:
             self._close(job)
             r = job.request
             self.log.requests.add(
-                r.id,
-                r.sequence,
-                r.counted,
-                r.arrival_s,
-                job.start_s,
-                job.first_token_s,
-                now,
-                r.prompt_tokens,
-                r.output_tokens,
-                job.drafted,
-                job.accepted,
-                job.prefill_share_s,
-                job.preemptions,
-                job.requeues,
-                job.cached_tokens,
+                request_id=r.id,
+                sequence=r.sequence,
+                counted=r.counted,
+                arrival_s=r.arrival_s,
+                start_s=job.start_s,
+                first_token_s=job.first_token_s,
+                finish_s=now,
+                prompt_tokens=r.prompt_tokens,
+                output_tokens=r.output_tokens,
+                drafted_tokens=job.drafted,
+                accepted_tokens=job.accepted,
+                prefill_share_s=job.prefill_share_s,
+                preemptions=job.preemptions,
+                requeues=job.requeues,
+                cached_tokens=job.cached_tokens,
             )
             self.requests -= 1
             self.tokens -= job.context
