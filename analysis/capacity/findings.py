@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from analysis.common.bootstrap import Estimate
+from analysis.common.records import Record
 from simulator.results.evidence import Evidence
 
 SCHEMA_VERSION = 1
@@ -102,7 +103,7 @@ class LengthTrial:
 
 
 @dataclass(frozen=True)
-class CapacityFindings:
+class CapacityFindings(Record):
     """The capacity plan of one scenario. Every number is *simulated*, with step costs as ``costs`` says.
 
     ``requests_per_run`` arrive in a run; the first ``warmup_share`` and the last ``tail_share`` of them, in order of

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from analysis.cascade.published import PublishedFacts, Switch
 from analysis.common.bootstrap import Estimate
+from analysis.common.records import Record
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class CascadeFindings:
+class CascadeFindings(Record):
     """A study of one table. Lambda is the value of a correct answer in units of cost.
 
     `continued`: a stage that runs after others pays only what it adds to the dearest of them.
@@ -186,6 +187,12 @@ class CascadeFindings:
     degenerate: bool
     headline: Headline
     published: PublishedFacts
+    schema_version: int = 1
+
+    @property
+    def rests_on(self) -> str:
+        """What the findings stand on, in a line."""
+        return f"the table of items of {self.name}: {self.label}"
 
     def policy(self, key: str) -> PolicyCurve | None:
         """Give a policy by its key, None where it was not evaluated."""

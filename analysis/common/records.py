@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from calibration.common.errors import ReportError
 
 T = TypeVar("T")
+
+
+class Record:
+    """What every question's findings are: a frozen dataclass with a ``schema_version`` that survives JSON.
+
+    A class that adds, drops or redefines fields counts its ``schema_version`` up.
+    """
+
+    def to_json(self) -> str:
+        """Return the findings as JSON text; equal findings give equal text."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "findings") -> Self:
+        """Read what `to_json` wrote. Raises `ReportError` that names the first field at fault after `where`."""
+        return from_json(cls, text, where)
+
+    @property
+    def rests_on(self) -> str:
+        """What the findings stand on, in a line: the lowest grades of acceptance and of step times."""
+        found = getattr(self, "evidence", None)
+        if found is None:
+            found = getattr(getattr(self, "provenance", None), "evidence", None)
+        if found is None:
+            return "not stated"
+        return f"acceptance {found.acceptance}, step times {found.steps or 'not stated'}; {found.served}"
+
+
 _VERSION = TypeAdapter(dict[str, Any])
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.common.bootstrap import Estimate
+from analysis.common.records import Record
 from analysis.routing.served import Price
 
 Verdict = Literal["better", "worse", "cannot tell apart"]
@@ -137,7 +138,7 @@ class PublishedRow:
 
 
 @dataclass(frozen=True)
-class KnowledgeFindings:
+class KnowledgeFindings(Record):
     """Answers to: one generalist, or specialists and a router, at equal cost?"""
 
     traces: str
@@ -152,3 +153,9 @@ class KnowledgeFindings:
     routers: tuple[RouterValue, ...]
     published: tuple[PublishedRow, ...]
     method: str
+    schema_version: int = 1
+
+    @property
+    def rests_on(self) -> str:
+        """What the findings stand on, in a line."""
+        return f"recorded: {self.traces}"

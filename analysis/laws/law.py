@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.common.bootstrap import Estimate
+from analysis.common.records import Record
 from analysis.laws.comparison import LEAST_LEVELS, FormComparison, Ranking, compare_forms
 from analysis.laws.fit import FittedForm, Redraw, fit_form
 from analysis.laws.forms import FORMS
@@ -81,7 +82,7 @@ class Law:
 
 
 @dataclass(frozen=True)
-class LawFindings:
+class LawFindings(Record):
     """The laws that the data at hand could be asked for, and in ``absent`` why others could not.
 
     ``draft_tokens`` is the draft length of every accepted length here.
@@ -91,6 +92,12 @@ class LawFindings:
     seed: int
     laws: tuple[Law, ...]
     absent: tuple[str, ...]
+    schema_version: int = 1
+
+    @property
+    def rests_on(self) -> str:
+        """What the findings stand on, in a line."""
+        return f"{len(self.laws)} laws, each fitted to the figures that it names"
 
     def law(self, key: str) -> Law:
         """Give the law `key`. Raises `ReportError` where it is not among the findings."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.common.bootstrap import Estimate
+from analysis.common.records import Record
 from analysis.routing.served import Price
 
 Verdict = Literal["beats it", "loses to it", "cannot tell apart"]
@@ -182,7 +183,7 @@ class PricedRouting:
 
 
 @dataclass(frozen=True)
-class RoutingFindings:
+class RoutingFindings(Record):
     """Answers to: does it pay to choose the drafter for each request, and who should choose?
 
     ``classifier`` is None where ``without_classifier`` says why.
@@ -196,3 +197,9 @@ class RoutingFindings:
     without_classifier: str
     prices: tuple[PricedRouting, ...]
     method: str
+    schema_version: int = 1
+
+    @property
+    def rests_on(self) -> str:
+        """What the findings stand on, in a line."""
+        return f"recorded choices of {self.traces}, simulated at {', '.join(p.price.text for p in self.prices)}"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.common.bootstrap import LEVEL, Estimate, number
+from analysis.common.records import Record
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,7 @@ class Extrapolation:
 
 
 @dataclass(frozen=True)
-class SizeFindings:
+class SizeFindings(Record):
     """The size question answered: the measured family, the extrapolation to a large verifier, and published optima.
 
     ``answer``: one or two sentences with the number and its interval.
@@ -331,6 +332,12 @@ class SizeFindings:
     limits: tuple[str, ...]
     draws: int
     seed: int
+    schema_version: int = 1
+
+    @property
+    def rests_on(self) -> str:
+        """What the findings stand on, in a line."""
+        return "measured family: recorded; larger verifiers: extrapolated from published shapes and points"
 
 
 def share_text(value: float | None) -> str:

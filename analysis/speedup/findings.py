@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from analysis.common.bootstrap import DRAWS
-from analysis.common.records import from_json, to_json
+from analysis.common.records import Record
 from analysis.speedup.acceptance import AcceptanceRow, DepthPoint
 from analysis.speedup.costfit import CostFit
 from analysis.speedup.speedup import BestLength, Crossover, Schedule, SpeedupCell
@@ -128,7 +128,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Findings(Record):
     """Everything that a report says, and the labels of how it was come by.
 
     Acceptance and depth curves are *measured* (replays of recorded text); speed-ups, best lengths, crossovers and
@@ -171,12 +171,3 @@ class Findings:
     def domains(self) -> tuple[str, ...]:
         """Names of the domains, sorted."""
         return tuple(self.sizes.requests)
-
-    def to_json(self) -> str:
-        """Give the findings as JSON text; equal findings give equal text."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Findings:
-        """Read what `to_json` wrote. Raises `ReportError` that names the first field at fault."""
-        return from_json(cls, text, "findings")

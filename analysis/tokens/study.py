@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.common.bootstrap import ClusterBootstrap
+from analysis.common.records import Record
 from analysis.common.threads import one_thread
 from analysis.tokens.hazard import HazardCurve, hazard_curves
 from analysis.tokens.heldout import HeldOut, hold_out
@@ -19,7 +20,7 @@ DRAFT_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class TokenFindings:
+class TokenFindings(Record):
     """What the drafted tokens of a TraceSet tell.
 
     ``draft_tokens`` is the draft length of the rounds, ``tokens`` the compared tokens with recorded confidence and
@@ -39,6 +40,12 @@ class TokenFindings:
     held_out: HeldOut | None
     hazards: tuple[HazardCurve, ...]
     notes: tuple[str, ...]
+    schema_version: int = 1
+
+    @property
+    def rests_on(self) -> str:
+        """What the findings stand on, in a line."""
+        return f"recorded: {self.tokens} tokens of {self.requests} requests, {self.decoding}"
 
     def hazard(self, drafter: str) -> HazardCurve:
         """Give the hazard of `drafter`. Raises `KeyError` where it has none."""

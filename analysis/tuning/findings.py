@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.common.bootstrap import Estimate
+from analysis.common.records import Record
 from calibration.common.errors import ScenarioError, did_you_mean
 from simulator.results.evidence import Evidence
 from simulator.scenario.scenario import Objectives, Scenario
@@ -280,7 +281,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class TuneFindings:
+class TuneFindings(Record):
     """The answer of a search.
 
     `best` has the best mean among the feasible candidates of the final stage (`feasible` False: none was, and it has
@@ -314,3 +315,4 @@ class TuneFindings:
     notes: tuple[str, ...]
     best_toml: str
     evidence: Evidence | None = None
+    schema_version: int = 1

@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis.common.records import to_json
 from analysis.tuning.findings import Scored, TuneFindings
 from calibration.common.errors import ScenarioError
 from calibration.common.files import fresh_folder
@@ -39,7 +38,7 @@ def write_findings(
     """
     target = check_folder(folder)
     texts = {
-        MARKER: to_json(findings),
+        MARKER: findings.to_json(),
         "candidates.csv": _table(findings),
         "best.toml": best_scenario(findings, scenario, target.absolute()),
     }

@@ -68,7 +68,7 @@ def cascade_command(
     rule = fit_rule(read, seed, known_domain=known_domain)
     runs = {} if runs_at is None else studying.runs_at(read, runs_at, seed, known_domain=known_domain)
     with fresh_folder(out, FILES[0], error=ReportError, what="cascade study") as folder:
-        texts = (to_json(found), frontier_csv(found), to_json(rule))
+        texts = (found.to_json(), frontier_csv(found), to_json(rule))
         for name, text in zip(FILES, texts, strict=True):
             (folder / name).write_text(text, encoding="utf-8")
         for policy, choice in runs.items():

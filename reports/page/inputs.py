@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cascade import CascadeFindings
-from analysis.common.records import from_json
 from analysis.fidelity.table import Fidelity
 from analysis.fidelity.validate import read as read_fidelity
 from analysis.tuning import TuneFindings
@@ -176,13 +175,13 @@ def _comparison(inputs: Inputs, name: str, folder: Path) -> None:
 
 def _tuned(inputs: Inputs, name: str, folder: Path) -> None:
     file = folder / "tune.json"
-    findings = from_json(TuneFindings, _text(file), str(file))
+    findings = TuneFindings.from_json(_text(file), str(file))
     inputs.tuned[name] = Tuned(findings, load_scenario(folder / "best.toml"))
 
 
 def _cascade(inputs: Inputs, name: str, folder: Path) -> None:
     file = folder / "cascade.json"
-    inputs.cascades[name] = from_json(CascadeFindings, _text(file), str(file))
+    inputs.cascades[name] = CascadeFindings.from_json(_text(file), str(file))
 
 
 def _fidelity(inputs: Inputs, name: str, folder: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.common.bootstrap import Estimate
+from analysis.common.records import Record
 
 Verdict = Literal["met", "missed", "open"]
 
@@ -76,7 +77,7 @@ class TargetResult:
 
 
 @dataclass(frozen=True)
-class HybridFindings:
+class HybridFindings(Record):
     """All cells, the targets, and how it was done. Everything is simulated from recorded acceptance."""
 
     source: str
@@ -84,6 +85,12 @@ class HybridFindings:
     cells: tuple[Cell, ...]
     targets: tuple[TargetResult, ...]
     notes: tuple[str, ...]
+    schema_version: int = 1
+
+    @property
+    def rests_on(self) -> str:
+        """What the findings stand on, in a line."""
+        return f"simulated from recorded acceptance: {self.source}"
 
     def cell(self, dataset: str, batch: int, pricing: str) -> Cell:
         """Give a cell; `KeyError` where there is none."""
