@@ -1,12 +1,7 @@
-"""The answer of a search in the words of an engine: the best candidate that it can express.
+"""The answer of a search as the flags of an engine: the best candidate that it can express.
 
-A candidate as the exports read it, and what keeps one from being expressed in an engine.
-
-A setting as SGLang's options, and its file of adaptive steps where the length depends on the batch.
-
-A setting as ``speculative_config`` of TensorRT-LLM's LLM API, in YAML.
-
-A setting as vLLM's ``--speculative-config``.
+vLLM's ``--speculative-config``, SGLang's options with its file of adaptive steps where the length depends on the
+batch, and ``speculative_config`` of TensorRT-LLM's LLM API; for each, what keeps a candidate from being expressed.
 """
 
 from __future__ import annotations

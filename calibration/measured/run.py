@@ -1,12 +1,8 @@
-"""A measured run in memory and as a folder.
+"""A measured run: its manifest, its tables and their rules, in memory and as a folder.
 
-The manifest of a measured run: which engine, where, on which clock, and what could not be seen.
-
-The tables of a measured run. All times are seconds on the run's clock, from the start of their repeat.
-
-The rules of a measured run that go beyond single columns.
-
-Every fault reads ``file: column 'c', row r: rule, got value``; rows count from 0.
+The manifest says which engine, where, on which clock, and what could not be seen. All times of the tables are seconds
+on the run's clock, from the start of their repeat. Every fault reads ``file: column 'c', row r: rule, got value``;
+rows count from 0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
-"""The shapes that training can give a drafter; readable without torch.
+"""What training can give a drafter, and how it is trained: students, and heads on the verifier's states.
 
-How a student is trained; readable without torch.
-
-What a head on the verifier's states looks like; readable without torch.
-
-How a head is trained; readable without torch.
+Readable without torch.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""Builders of draft trees: Sequoia's dynamic programme, OPT-Tree, EAGLE-2's dynamic tree, stochastic beams.
+"""Builders of draft trees, from a drafter's probabilities.
 
-EAGLE-2's dynamic tree: a beam by path product, then the best of all candidates.
-
-Trees of tokens grown layer by layer from a drafter's probabilities: OPT-Tree's and EAGLE-2's common ground.
-
-OPT-Tree: the tree of n tokens with the largest sum of draft path products.
-
-Sequoia's dynamic programme: the tree of a given size that promises the most accepted tokens.
+- `opt_tree` (OPT-Tree): the tree of n tokens with the largest sum of draft path products, grown layer by layer.
+- `eagle_tree` (EAGLE-2's dynamic tree): a beam by path product, then the best of all candidates.
+- `tree_table` (Sequoia): by dynamic programming, the tree of a given size that promises the most accepted tokens.
 """
 
 from __future__ import annotations

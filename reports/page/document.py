@@ -1,8 +1,5 @@
-"""The document as data: sections of paragraphs, bullets, tables and figures, handed to the template as JSON.
-
-What one question contributes to a report: its answer, its section, its advice and its limits.
-
-What a report stands on, in words: the grades of acceptance and step times on page one, and what they limit.
+"""The document as data: sections of paragraphs, bullets, tables and figures, handed to the template as JSON; what one
+question contributes to it; and, in words, what a report stands on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Words and numbers as they appear in a report. Names come from users: they are shown, never interpreted.
 
-Acceptance as predicted and as engines counted it, and whose an error is: words and cells for all pages.
-
-Words for errors of predictions, shared by the document, the Markdown table and the terminal.
+Also the words and cells for errors of predictions and for acceptance as predicted and as engines counted it, which
+the document, the Markdown table and the terminal share.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
-"""One decode round as policies and placements see it: what an engine knows before it, and what came of it.
+"""What an engine, its policies and its placements share.
 
-What a stopping policy is.
-
-What a placement is.
-
-Serial placement: the drafter drafts, then the verifier verifies, on one device.
-
-What-if prices: how long a round would take, from the engine's own profile of step times.
-
-What a run leaves behind: growing typed columns, a row per iteration and a row per request that ended.
+A decode round before and after it is played (`Round`, `Played`), what a stopping policy and a placement are, serial
+placement, what-if step times for policies that weigh time, and the log that a run leaves: growing typed columns, a
+row per iteration and a row per request that ended.
 """
 
 from __future__ import annotations

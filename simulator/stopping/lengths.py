@@ -1,10 +1,7 @@
-"""Draft lengths that a person has chosen: one, or one for each range of batch sizes.
+"""Draft lengths that need no estimate: one, or one for each range of batch sizes.
 
-The schedule of transformers' assisted generation.
-
-Oracles: they know what will be accepted. No engine can do this; they bound what can.
-
-Drafting a tree in every round.
+Also the schedule of transformers' assisted generation, a tree in every round, and oracles, which know what will be
+accepted and bound what an engine can do.
 """
 
 from __future__ import annotations
