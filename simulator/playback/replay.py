@@ -321,12 +321,14 @@ class DrawnRuns:
         start = self._room.take(length)
         stretch = slice(start, start + length)
         self.run_length, self._origin = self._room.fit(self.run_length), self._room.fit(self._origin)
+        # A counter-based generator: the numbers of a request do not depend on who else was served, or when.
         key = np.array([self._seed, request], dtype=np.uint64)
         luck = np.random.Generator(np.random.Philox(key=key)).random(length)
         runs = runs_of(luck < self._probability[where])
         if self.proposal_length is not None and self._proposals is not None:
             self.proposal_length = self._room.fit(self.proposal_length)
             self.proposal_length[stretch] = self._proposals[where]
+            # Acceptance beyond what the drafter proposes there was never put to the test.
             np.minimum(runs, self._proposals[where], out=runs)
         self.run_length[stretch], self._origin[stretch] = runs, where
         return start
@@ -342,6 +344,7 @@ class DrawnRuns:
 
 def runs_of(match: NDArray[np.bool_]) -> Ints:
     """Give, for every position, how many true values follow from there on."""
+    # The run at a position ends at the first miss from there on; the end of the text counts as one.
     index = np.arange(len(match))
     misses = np.append(np.flatnonzero(~match), len(match))
     return misses[np.searchsorted(misses, index)] - index
@@ -380,6 +383,7 @@ def compile_replay(
         return flat
 
     runs, probability, proposals = (column(name) for name in COLUMNS)
+    # Whole run lengths answer exactly; where one is missing, acceptance is drawn from probabilities for all alike.
     needed = np.ones(len(runs), dtype=bool)
     needed[starts] = False  # prefill emits the first token
     _check_cap(info, longest_draft, bool(np.isnan(proposals[needed]).any()))

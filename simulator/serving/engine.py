@@ -112,7 +112,7 @@ class Engine:
                 self._give_up()
 
     def _step(self) -> Generator[simpy.Event, None, None]:
-        self._inbox.deliver(self._env.now)
+        self._inbox.deliver(self._env.now)  # whoever has come by now may be in this iteration
         plan = self.scheduler.plan(self._future)
         if plan.chunks or (plan.decode and len(self.scheduler.decoding)):
             yield from self._iterate(plan)
@@ -126,6 +126,8 @@ class Engine:
         active = live.shape[1]
         prefill_tokens = sum(chunk.tokens for chunk in chunks)
         cached = sum(chunk.cached for chunk in chunks)
+        # Everything that the iteration does is worked out before its time passes, from what was known when it began;
+        # who comes or ends during it changes the next one.
         draft_s = verify_s = seconds = prefill_s = 0.0
         context = 0
         round_ = played = None
@@ -139,21 +141,24 @@ class Engine:
                 draft_s, verify_s = prices.decode_s(None, live[CONTEXT], context)
                 seconds = draft_s + verify_s
         tokens = active if played is None else played.verified_tokens or active
+        # Prefill chunks beside decodes share their forward pass, and so pay its fixed part once.
         if chunks and active:
             prefill_s = prices.added_prefill_s(len(chunks), prefill_tokens, cached, tokens)
         elif chunks:
             prefill_s = prices.prefill_s(len(chunks), prefill_tokens, cached)
+        # An engine whose steps were observed may take longer for another number of tokens than in the step before.
         change_s = prices.changed_s(tokens + prefill_tokens)
         if active:
             seconds, verify_s = seconds + change_s, verify_s + change_s
         else:
             prefill_s += change_s
         duration = seconds + prefill_s + prices.overhead_s + plan.swap_s
-        blocks = scheduler.pool.used
+        blocks = scheduler.pool.used  # those that the iteration holds, not what is left of them after it
         yield env.timeout(duration)
 
         self._inbox.deliver(env.now)  # before anything changes: routed by what was known at the arrival
         drafted, accepted, emitted = self._emit(live, round_, played) if active else (0, 0, 0)
+        # Every request in the step counts an equal share of its time as its own, whatever it did there.
         share_s = duration / (active + len(chunks))
         emitted += self._prefilled(chunks, start, share_s)
         kind = DECODE if not chunks else MIXED if active else PREFILL
@@ -176,6 +181,7 @@ class Engine:
         )
         self.tokens += emitted
         left = scheduler.decoding.live[LEFT]
+        # NOTE: counting zeros is cheaper than finding them, and most iterations end no request.
         if np.count_nonzero(left) < len(left):
             self._retire(np.flatnonzero(left == 0).tolist())
 
@@ -206,13 +212,14 @@ class Engine:
         tokens = (0, 0, live.shape[1])
         emitted: Ints | int = 1
         if self._policy is not None and round_ is not None and played is not None:
-            self._policy.observe(round_, played)
+            self._policy.observe(round_, played)  # before the rows below move on: its arrays are views of them
             drafted, accepted, emitted = played.drafted, played.accepted, played.emitted
             tokens = (int(drafted.sum()), int(accepted.sum()), int(emitted.sum()))
             live[DRAFTED] += drafted
             live[ACCEPTED] += accepted
             self.log.acceptance(drafted, accepted)
             self.log.beside(played, tokens[0])
+        # Cursor, position and context are neighbouring rows, and all three move by what was emitted.
         live[CURSOR : CONTEXT + 1] += emitted
         live[LEFT] -= emitted
         self.log.rounds += 1
@@ -243,7 +250,7 @@ class Engine:
         if self._replay is not None and job.replay_start < 0:
             request = job.request
             job.replay_start = self._replay.open(request.sequence, request.id, request.output_tokens)
-        job.emitted += 1
+        job.emitted += 1  # prefill gives the first token; after a preemption, the one that comes next
         self.scheduler.decoding.enter(job)
 
     def _resumed(self, job: Job) -> None:

@@ -195,10 +195,13 @@ class Scheduler:
         if not (self._waiting or self.prefilling or self._paged):
             return _DECODE_ONLY
         plan = Plan()
+        # Chunked: decodes come first, then prefills that have begun, then new ones, all within one token budget.
+        # Not chunked: whoever can be admitted is prefilled whole, and decodes wait for that step.
         if self.limits.chunked_prefill:
             preempted = self._reserve(plan, future)
             budget = self._budget()
             budget, stopped = self._continue(plan, budget)
+            # Memory that ran out is not given to newcomers in the very step that took it from somebody.
             if not (preempted or stopped):
                 self._admit(plan, budget)
             return plan
@@ -211,6 +214,7 @@ class Scheduler:
     def _budget(self) -> int:
         """Tokens that decoding leaves to prefill."""
         assert self.limits.max_num_batched_tokens is not None
+        # Every decode may verify its longest draft and one token more, whatever its policy asks for this time.
         per_request = 1 + (self.limits.lookahead_tokens or 0)
         return self.limits.max_num_batched_tokens - per_request * len(self.decoding)
 
@@ -218,7 +222,7 @@ class Scheduler:
         """Admit from the head of the queue while there are slots, tokens and blocks."""
         running = len(self.decoding) + len(self.prefilling)
         while self._waiting and running < self.limits.max_num_seqs and (budget is None or budget > 0):
-            job = self._waiting[0][3]
+            job = self._waiting[0][3]  # strictly in order: one that does not fit holds up all behind it, as in vLLM
             if job.swapped:
                 if not self._swap_in(plan, job):
                     return
@@ -247,6 +251,7 @@ class Scheduler:
             return None
         if self._paged:
             new = self._blocks(done + tokens + self._ahead(done + tokens == context)) - cached
+            # Cached blocks that nobody holds count as free until they are leased: both cannot have them.
             if new + pool.idle(keys[:cached]) > pool.free:
                 return None
             pool.lease(keys[:cached])
@@ -299,13 +304,14 @@ class Scheduler:
     def _continue(self, plan: Plan, budget: int) -> tuple[int, bool]:
         """Go on with prefills that have begun; give the budget left and whether blocks ran out."""
         for job in list(self.prefilling):
-            if job not in self.prefilling:
+            if job not in self.prefilling:  # an earlier one of this loop took its memory
                 return budget, True
             tokens = self._chunk(job.context - job.computed, max(budget, 0))
             if tokens == 0:
                 continue
             whole = job.computed + tokens == job.context
             need = self._blocks(job.computed + tokens + self._ahead(whole)) - job.blocks
+            # The last admitted gives way first; that may be this one itself.
             while self._paged and need > self.pool.free and job in self.prefilling:
                 self._preempt(plan, self.prefilling.pop())
             if job not in self.prefilling:
@@ -332,6 +338,7 @@ class Scheduler:
         while True:
             live = self.decoding.live
             tokens = live[CONTEXT] + (ahead if ahead is not None else future())
+            # Blocks once taken are kept: a shorter draft in the next round gives none back.
             need = np.maximum((tokens + (self.limits.block_size - 1)) // self.limits.block_size, live[BLOCKS])
             more = int(need.sum()) - int(live[BLOCKS].sum())
             if more <= self.pool.free:
@@ -345,7 +352,7 @@ class Scheduler:
 
     def _drop_last(self) -> Job:
         job = self.decoding.drop_last()
-        job.computed = job.context - 1
+        job.computed = job.context - 1  # the last emitted token has not been through the model yet
         self._left(job)
         return job
 
@@ -353,6 +360,7 @@ class Scheduler:
         """Take the blocks of a running `job`, which left its place, and let it wait before all others."""
         job.preemptions += 1
         self.counters.preemptions += 1
+        # Only what decodes is worth copying out; a prefill that is cut short begins again.
         if self.limits.block_swap_s is not None and job.computed >= job.context - 1 and job.emitted:
             job.swapped = True
             plan.swap_s += self._copy(job)
@@ -363,7 +371,9 @@ class Scheduler:
                 self._publish(job, job.computed)
             job.lost = max(job.lost, job.computed)
         self._free(job)
-        heapq.heappush(self._waiting, (False, job.rank, job.request.id, job))
+        heapq.heappush(
+            self._waiting, (False, job.rank, job.request.id, job)
+        )  # False sorts before True: first in line
 
     def _copy(self, job: Job) -> float:
         assert self.limits.block_swap_s is not None
