@@ -8,6 +8,7 @@ all their tables is 1.1 to 2.4 ms, 4%.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -54,12 +55,42 @@ def fresh_folder(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to the file `path`, beside which an older one stays until the new one is whole."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a scratch file beside `path` to write into; it takes that place when the block ends without a fault.
+
+    An older file stays until the new one is whole. Its name cannot be guessed, its permissions are those of any new
+    file, and nothing is left of it after a fault.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a scratch folder beside `path`, which is not there yet; it takes that place as `whole_file` does."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield scratch
+        scratch.rename(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` to the file `path`, beside which an older one stays until the new one is whole."""
+    with whole_file(path) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_identity(folder: Path, what: str, begun: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
@@ -85,7 +116,8 @@ def begin_job(folder: Path, identity: Mapping[str, Any]) -> None:
                 hint = "repeat its settings to go on, or delete the folder to begin anew"
                 raise CalibrationError(f"{folder}: {rule}; {hint}")
         return
-    if folder.exists() and any(folder.iterdir()):
+    # What a killed process left of a write that was not finished is nobody's.
+    if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise CalibrationError(f"{folder}: must be new or an interrupted job, it holds other files")
     write_whole(path, json.dumps(mine, indent=2) + "\n")
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.common.errors import CalibrationError, TraceError
-from calibration.common.files import begin_job
+from calibration.common.files import begin_job, whole_file
 from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
 from calibration.engines.drive import Clock, Engine, EngineRequest, check_engine, drain, drive
@@ -102,12 +102,12 @@ class Recording:
             return
         repeat = self.taken
         came = drive(self._engine, source, prompts, clock=self.condition.clock, progress=progress)
+        # A repeat counts as taken once all of its tables are there.
         for name, columns in (("requests", came.requests), ("steps", came.steps)):
             rows = max((len(values) for values in columns.values()), default=0)
             table = build_table(name, {"repeat": [repeat] * rows, **columns}, TABLES[name])
-            pq.write_table(table, self._partial / f"{repeat}.{name}.tmp", compression="zstd")
-        for name in TABLES:
-            os.replace(self._partial / f"{repeat}.{name}.tmp", self._path(repeat, name))
+            with whole_file(self._path(repeat, name)) as scratch:
+                pq.write_table(table, scratch, compression="zstd")
         if self.taken == self.condition.repeats:
             self._finish()
 

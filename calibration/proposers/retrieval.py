@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.common.errors import CalibrationError
+from calibration.common.files import whole_file
 from calibration.proposers.draft_trees import breadth_first, cut
 from calibration.proposers.protocol import Draft, one_of, refuse, whole
 
@@ -99,17 +99,10 @@ class Datastore:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the datastore to the .npz file `path`, which appears whole or not at all; give its path."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         about = {"kind": _KIND, "format": FORMAT, "order": self.order, "tokens": len(self), "notes": self.notes}
-        handle, scratch = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                small = self.suffixes.astype(np.int32) if len(self) < 2**31 else self.suffixes
-                np.savez(file, about=np.array(json.dumps(about)), tokens=self.tokens, suffixes=small)
-            Path(scratch).chmod(0o644)
-            Path(scratch).replace(target)
-        finally:
-            Path(scratch).unlink(missing_ok=True)
+        small = self.suffixes.astype(np.int32) if len(self) < 2**31 else self.suffixes
+        with whole_file(target) as scratch, scratch.open("wb") as file:
+            np.savez(file, about=np.array(json.dumps(about)), tokens=self.tokens, suffixes=small)
         return target
 
     @classmethod

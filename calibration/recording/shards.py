@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calibration.common.files import begin_job
+from calibration.common.files import begin_job, whole_folder
 from calibration.traces import make_table
 
 TABLES = ("sequences", "positions", "rollouts")
@@ -36,14 +35,10 @@ class Partial:
 
     def put(self, shard: int, tables: dict[str, dict[str, list[Any]]], facts: dict[str, int]) -> None:
         """Store a finished shard: the columns of its tables, and counts for the manifest."""
-        scratch = Path(tempfile.mkdtemp(prefix=".shard-", dir=self.folder))
-        try:
+        with whole_folder(self._shard(shard)) as scratch:
             for name, columns in tables.items():
                 pq.write_table(make_table(name, columns), scratch / f"{name}.parquet", compression="zstd")
             (scratch / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-            scratch.rename(self._shard(shard))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def tables(self, shards: int) -> dict[str, pa.Table]:
         """Give the tables of all `shards`, joined in order."""

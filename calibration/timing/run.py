@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import itertools
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.common.errors import CalibrationError, require
-from calibration.common.files import begin_job
+from calibration.common.files import begin_job, whole_folder
 from calibration.common.progress import StageProgress
 from calibration.common.version import paceline_version
 from calibration.models.clock import energy_j
@@ -75,13 +74,9 @@ class Parts:
     def flush(self) -> None:
         """Write what waits as the next part."""
         if any(self._waiting.values()):
-            scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=self.folder))
-            try:
+            with whole_folder(self.folder / f"part-{len(self._folders()):05d}") as scratch:
                 for name, rows in self._waiting.items():
                     pq.write_table(grid_table(name, rows), scratch / f"{name}.parquet", compression="zstd")
-                scratch.rename(self.folder / f"part-{len(self._folders()):05d}")
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
             self._waiting = {name: [] for name in TABLES}
         self._written = time.monotonic()
 

@@ -11,7 +11,6 @@ Training batches: texts of nearly equal length side by side, in a seeded order t
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.common.errors import CalibrationError
-from calibration.common.files import check_identity, write_whole
+from calibration.common.files import check_identity, whole_file, write_whole
 from calibration.common.progress import StageProgress
 from calibration.models.lane import Lane, Output, cut, pad_left
 from calibration.models.load import Verifier
@@ -210,11 +209,10 @@ def _write_shard(
         "output_ids": [list(output.ids) for output in outputs],
     }
     name = f"shard-{number:04d}"
-    with (folder / f".{name}.npy.tmp").open("wb") as file:
+    with whole_file(folder / f"{name}.npy") as scratch, scratch.open("wb") as file:
         np.save(file, states)
-    os.replace(folder / f".{name}.npy.tmp", folder / f"{name}.npy")
-    pq.write_table(pa.table(columns), folder / f".{name}.tmp", compression="zstd")
-    os.replace(folder / f".{name}.tmp", folder / f"{name}.parquet")
+    with whole_file(folder / f"{name}.parquet") as scratch:
+        pq.write_table(pa.table(columns), scratch, compression="zstd")
 
 
 POOL = 16

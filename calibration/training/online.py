@@ -17,7 +17,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import os
 import shutil
 import time
 from abc import ABC, abstractmethod
@@ -34,7 +33,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from calibration.common.errors import CalibrationError
-from calibration.common.files import check_identity
+from calibration.common.files import check_identity, whole_file
 from calibration.common.progress import StageProgress
 from calibration.models.load import Verifier
 from calibration.traces.manifest import DecodingInfo
@@ -321,15 +320,14 @@ class ResumableTraining(ABC):
     def _save(self) -> None:
         """Write a checkpoint; the older one stays until the new one is whole."""
         self.partial.mkdir(parents=True, exist_ok=True)
-        scratch = self.partial / ".checkpoint.tmp"
         kept = {
             "identity": self._identity(),
             "weights": {name: tensor.detach() for name, tensor in self.weights.items()},
             "optimiser": self.learner.optimiser.state_dict(),
             "state": dataclasses.asdict(self.state),
         }
-        torch.save(kept, scratch)
-        os.replace(scratch, self.partial / "checkpoint.pt")
+        with whole_file(self.partial / "checkpoint.pt") as scratch:
+            torch.save(kept, scratch)
         (self.partial / "curve.csv").write_text(_curve_csv(self.state.curve), encoding="utf-8")
 
     def _identity(self) -> dict[str, Any]:

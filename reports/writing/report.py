@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 from analysis.common.records import to_json
 from analysis.speedup.findings import Findings
 from calibration.common.errors import ReportError
+from calibration.common.files import write_whole
 from reports.page.document import Document, timestamp
 from reports.questions.figures import Drawing, draw_all
 from reports.questions.speedup import compose
@@ -140,11 +139,11 @@ def write_files(place: Place, pdf: bytes, drawings: Sequence[Drawing], records: 
         tables[drawing.name] = data_csv(drawing)
     try:
         for drawing in drawings:
-            write_atomic(place.figures / f"{drawing.name}.svg", drawing.svg.encode())
-            write_atomic(place.figures / f"{drawing.name}.csv", tables[drawing.name].encode())
+            write_whole(place.figures / f"{drawing.name}.svg", drawing.svg.encode())
+            write_whole(place.figures / f"{drawing.name}.csv", tables[drawing.name].encode())
         for name, text in records.items():
-            write_atomic(place.records / f"{name}.json", text.encode())
-        write_atomic(place.pdf, pdf)
+            write_whole(place.records / f"{name}.json", text.encode())
+        write_whole(place.pdf, pdf)
     except OSError as fault:
         raise ReportError(f"{place.pdf}: cannot be written ({fault.strerror or fault})") from None
 
@@ -191,18 +190,3 @@ def render(document: Document, timestamp: datetime) -> bytes:
     if warnings:
         raise ReportError("report: typst warned: " + "; ".join(str(warning) for warning in warnings))
     return bytes(pdf)
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, which appears whole or not at all; parents are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-        Path(scratch).chmod(0o644)
-        Path(scratch).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(scratch).unlink()
-        raise

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 import calibration.common.errors
 from calibration.common.errors import PacelineError, PacelineWarning, ScenarioError
+from calibration.common.files import whole_file
 from calibration.common.progress import Progress
 from calibration.traces import TraceSet
 from simulator.experiments.axes import SweepPlan, name_of, plan_sweep, text_of
@@ -79,16 +80,11 @@ class SweepResult:
         import pyarrow.parquet
 
         target = check_format(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}-{os.getpid()}")
-        try:
+        with whole_file(target) as scratch:
             if target.suffix == ".csv":
                 pyarrow.csv.write_csv(self.table, scratch)
             else:
                 pyarrow.parquet.write_table(self.table, scratch, compression="zstd")
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
         return target
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from analysis.common.bootstrap import Estimate
 from analysis.common.records import from_json, to_json
-from reports.writing.report import write_atomic
+from calibration.common.files import write_whole
 from studies.hybrid.evaluate import PER_ROUND
 from studies.hybrid.findings import Cell, TargetResult
 from studies.hybrid.gap import NEVER_BELOW
@@ -141,9 +141,9 @@ def main(arguments: list[str]) -> None:
     kept = out / "policies.json"
     if folder:
         study = study_policies(folder[0], lambda what, done, total: print(what, done, total, file=sys.stderr))
-        write_atomic(kept, to_json(study).encode())
+        write_whole(kept, to_json(study).encode())
     study = from_json(PolicyStudy, kept.read_text(encoding="utf-8"), str(kept))
-    write_atomic(out / "policies.md", page(study).encode())
+    write_whole(out / "policies.md", page(study).encode())
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_a_finished_job_trains_nothing_and_a_longer_one_only_what_is_new(verifie
     first = distill_all(one, verifier, out)
     trained = []
     real = run_module.train_student
-    monkeypatch.setattr(run_module, "train_student", lambda *given: trained.append(given[6].name) or real(*given))
+    monkeypatch.setattr(run_module, "train_student", lambda **given: trained.append(given["folder"].name) or real(**given))
     assert distill_all(one, verifier, out) == first
     assert trained == []
     two = distill_all(spec.model_copy(update={"student": spec.student[:2]}), verifier, out)

@@ -18,12 +18,12 @@ from analysis import Findings, StudySettings, study
 from analysis.common.bootstrap import Estimate
 from analysis.speedup.speedup import Schedule
 from calibration.common.errors import ReportError
+from calibration.common.files import write_whole
 from calibration.traces import DrafterInfo, Manifest, PromptSource, TraceSet
 from calibration.traces.manifest import CostConstants, LinearCost
 from reports import write_report
 from reports.questions.answer import judged, pays_at, study_guidelines, verdict
 from reports.questions.figures import draw_all
-from reports.writing.report import write_atomic
 
 SETTINGS = StudySettings(draft_tokens=(1, 2, 4), batches=(1, 2), draws=200)
 HOSTILE = (
@@ -222,7 +222,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
-        write_atomic(target, b"new")
+        write_whole(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
