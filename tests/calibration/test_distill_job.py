@@ -108,7 +108,12 @@ def test_a_finished_job_trains_nothing_and_a_longer_one_only_what_is_new(verifie
     first = distill_all(one, verifier, out)
     trained = []
     real = run_module.train_student
-    monkeypatch.setattr(run_module, "train_student", lambda **given: trained.append(given["folder"].name) or real(**given))
+
+    def watched(**given):
+        trained.append(given["folder"].name)
+        return real(**given)
+
+    monkeypatch.setattr(run_module, "train_student", watched)
     assert distill_all(one, verifier, out) == first
     assert trained == []
     two = distill_all(spec.model_copy(update={"student": spec.student[:2]}), verifier, out)
