@@ -62,12 +62,17 @@ def prefix_probabilities(q: Floats, k: int, order: Ints) -> Floats:
         held = np.cumsum(rates)
     elif count == 2:
         odds = rates / _rest(rates)
-        held = np.cumsum(rates * (np.cumsum(odds) - odds)) + np.cumsum(odds * (np.cumsum(rates) - rates))
+        held = np.cumsum(rates * _before(odds)) + np.cumsum(odds * _before(rates))
     else:
         held = _prefix_integral(rates, count)
     held[-1] = 1.0
     inside[1:] = np.concatenate([[0.0], np.clip(held, 0.0, 1.0)])[np.cumsum(q[order] > 0)]
     return inside
+
+
+def _before(values: Floats) -> Floats:
+    """Give [n] the sum of the values before each; taking a value off a sum that it is part of would cancel."""
+    return np.concatenate([[0.0], np.cumsum(values)[:-1]])
 
 
 def _rest(rates: Floats) -> Floats:

@@ -38,6 +38,13 @@ def test_prefixes_give_the_minimal_cut_and_the_program_attains_it(
     assert optimal_coupling(p, q, k, drafting).acceptance == pytest.approx(cut, abs=1e-7)
 
 
+def test_a_drafter_that_is_all_but_sure_loses_no_digits() -> None:
+    """Of two draws without replacement the second is one of two rare tokens, each as likely: 1/2."""
+    q = np.array([0.0, 1e-9, 1e-9, 1.0]) / (1.0 + 2e-9)
+    p = np.array([0.0, 0.0, 1.0, 0.0])
+    assert OptimalTransport("without_replacement").acceptance(p, q, 2) == pytest.approx(0.5, abs=1e-12)
+
+
 @settings(max_examples=100)
 @given(instance=instances())
 def test_greedy_drafts_attain_their_own_minimal_cut(instance: tuple[np.ndarray, np.ndarray, int]) -> None:
