@@ -49,6 +49,7 @@ _RECORDS = (
     _lookup("retrieval"),
     _lookup("trigram"),
     _lookup("memory"),
+    _lookup("plugin"),
     Paradigm("standalone", tokens_alone=True, family=MODEL),
     Paradigm("distilled", tokens_alone=True, family=MODEL),
     Paradigm("draft-model", tokens_alone=True, family=MODEL),
@@ -90,6 +91,8 @@ def paradigm_of(name: str) -> Paradigm:
     word = _ALIASES.get(word, word)
     if word not in PARADIGMS and word.startswith(("ngram-", "n-gram-", "prompt-lookup-")):
         word = "ngram"
+    if word.startswith("plugin:"):  # a proposer from outside
+        word = "plugin"
     if word not in PARADIGMS and word.endswith("-mtp"):
         word = "mtp"
     if word in PARADIGMS:

@@ -270,8 +270,9 @@ def test_adaptive_steps_follow_sglangs_rule(seed: int) -> None:
 
 
 def seconds_of(round_: Round, drafted: list[int]) -> float:
-    """Price a round as the engine does."""
-    draft_s, verify_s = round_.prices.decode_s(np.array(drafted), round_.context, int(round_.context.sum()))
+    """Price a round as the engine does: asked for nothing, the drafter does not run."""
+    asked = np.array(drafted) if any(drafted) else None
+    draft_s, verify_s = round_.prices.decode_s(asked, round_.context, int(round_.context.sum()))
     return draft_s + verify_s + round_.prices.overhead_s
 
 
