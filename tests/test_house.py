@@ -6,6 +6,7 @@ Every import counts, those inside functions and under TYPE_CHECKING too.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -129,3 +130,14 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
     assert graph["house.high.b"] == {"house.low.c"}
     assert circle(graph) == []
     assert [Path(folder).name for folder in circle(folder_graph(files, graph))] == ["high", "low", "high"]
+
+
+def test_the_page_on_architecture_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?|(?:[a-z_]+/)+[a-z_*]+\.py)`", page))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not list(ROOT.glob(name))] == []
+    for package in PACKAGES[:4]:
+        told = page.split(f"`{package}`: ")[1].split("\n\n")[0]
+        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert set(re.findall(r"\*\*(\w+)\*\*", told)) == folders - {"prompts"}, package

@@ -16,12 +16,10 @@ and the drafter reads its shallow layers anew rather than from the verifier's ca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from calibration.common.errors import CalibrationError
-from calibration.common.settings import Fraction
+from calibration.common.settings import Count, Fraction
 from calibration.drafters.info import DrafterSettings, TrainedSettings
 from calibration.models.load import Verifier, describe
 from calibration.traces.manifest import DrafterInfo
@@ -83,7 +81,7 @@ class Eagle(TrainedSettings):
 
     paradigm: ClassVar[str] = PARADIGMS["eagle"]
     kind: Literal["eagle"] = "eagle"
-    max_draft_tokens: Annotated[int, Field(ge=1)] = 8
+    max_draft_tokens: Count = 8
 
     def build(self, verifier: Verifier) -> HeadDrafter:
         """Load the head; `CalibrationError` where it is not there or does not fit."""
@@ -142,7 +140,7 @@ class Kangaroo(TrainedSettings):
     paradigm: ClassVar[str] = "kangaroo"
     kind: Literal["kangaroo"] = "kangaroo"
     confidence: Fraction = 0.6
-    tokens: Annotated[int, Field(ge=1)] = 6
+    tokens: Count = 6
 
     def build(self, verifier: Verifier) -> ModelDrafter:
         """Load the adapter; `CalibrationError` where there is none, or it was made for another verifier."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from calibration.common.errors import CalibrationError
-from calibration.common.settings import Count
+from calibration.common.settings import Count, Natural, Positive
 from calibration.drafters.exit_plan import Planning
 from calibration.drafters.info import DrafterSettings
 from calibration.models.load import Verifier, describe
@@ -29,8 +29,8 @@ class DynamicExit(DrafterSettings):
     paradigm: ClassVar[str] = "dynamic-exit"
     kind: Literal["dynamic-exit"] = "dynamic-exit"
     exits: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)]
-    half_life: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
-    min_draft_tokens: Annotated[int, Field(ge=0)] = 1
+    half_life: Positive = 64.0
+    min_draft_tokens: Natural = 1
     max_draft_tokens: Count = 8
     stop_early: bool = True
 

@@ -13,10 +13,9 @@ not (for an n-gram OmniDraft's q'(t) = prod q(d)), its entropy the sum of theirs
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
+from calibration.common.settings import Count
 from calibration.common.vocabularies import Correspondence, Vocabulary
 from calibration.drafters.standalone import LoadedSettings
 from calibration.models.load import Verifier, describe
@@ -38,7 +37,7 @@ class Foreign(LoadedSettings):
     kind: Literal["foreign"] = "foreign"
     through: Literal["text", "ngrams"] = "text"
     corpus_path: str | None = None
-    max_draft_tokens: Annotated[int, Field(ge=1)] = 16
+    max_draft_tokens: Count = 16
 
     def build(self, verifier: Verifier) -> ForeignDrafter:
         """Load the drafter and compare the vocabularies."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from calibration.common.errors import CalibrationError
-from calibration.common.settings import Fraction, FromList
+from calibration.common.settings import Count, Fraction, FromList
 from calibration.drafters.info import DrafterSettings
 from calibration.models.load import Verifier
 
@@ -46,7 +46,7 @@ class NestedExits(DrafterSettings):
     paradigm: ClassVar[str] = "nested-exits"
     kind: Literal["nested-exits"] = "nested-exits"
     thresholds: Annotated[tuple[Fraction, ...], FromList, Field(min_length=1)]
-    exits: Annotated[tuple[Annotated[int, Field(ge=1)], ...], FromList, Field(min_length=2)] | None = None
+    exits: Annotated[tuple[Count, ...], FromList, Field(min_length=2)] | None = None
     path: str | None = None
 
     @model_validator(mode="after")

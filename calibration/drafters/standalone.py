@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from calibration.common.arrays import Ints
 from calibration.common.errors import CalibrationError, quiet_transformers, require
 from calibration.common.fetch import PUBLISHED, fetch
+from calibration.common.settings import Count
 from calibration.common.vocabularies import first_difference
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.nested import build_lane
@@ -229,7 +230,7 @@ class Trimmed(DrafterSettings):
     kind: Literal["trimmed"] = "trimmed"
     drafter: AnyDrafter
     counts_path: str
-    tokens: Annotated[int, Field(ge=1)] | None = None
+    tokens: Count | None = None
     coverage: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")

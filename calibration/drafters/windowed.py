@@ -9,11 +9,10 @@ verifier keeps its whole context.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from calibration.common.errors import CalibrationError
+from calibration.common.settings import Count, Natural
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.nested import build_lane
 from calibration.models.load import Verifier
@@ -35,11 +34,11 @@ class Windowed(DrafterSettings):
     paradigm: ClassVar[str] = "windowed"
     kind: Literal["windowed"] = "windowed"
     drafter: AnyDrafter
-    sink: Annotated[int, Field(ge=0)] = 4
-    recent: Annotated[int, Field(ge=1)] = 512
-    memory: Annotated[int, Field(ge=0)] = 0
-    memory_queries: Annotated[int, Field(ge=1)] = 32
-    memory_layer: Annotated[int, Field(ge=0)] | None = None
+    sink: Natural = 4
+    recent: Count = 512
+    memory: Natural = 0
+    memory_queries: Count = 32
+    memory_layer: Natural | None = None
     prefill: Literal["whole", "window"] = "whole"
 
     @property

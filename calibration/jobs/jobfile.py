@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from calibration.common.errors import CalibrationError
-from calibration.common.settings import Count, FromList, Table
+from calibration.common.settings import Count, FromList, Natural, Table
 from calibration.common.toml import check, read_toml
 from calibration.drafters.info import DrafterSettings
 from calibration.drafters.kinds import AnyDrafter
@@ -70,7 +70,7 @@ class RecordTable(Table):
 
     batch_size: Count = 8
     gamma_max: Count = 8
-    rollout_stride: Annotated[int, Field(ge=0)] = 8
+    rollout_stride: Natural = 8
 
 
 class TimingsTable(Table):
@@ -94,7 +94,7 @@ class Job(Table):
 
     verifier: str
     out: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     model: ModelTable = ModelTable()
     prompts: PromptsTable = PromptsTable()
     decoding: DecodingTable = DecodingTable()

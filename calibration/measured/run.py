@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from pydantic import Field
 from calibration.common.errors import TraceError
 from calibration.common.files import fresh_folder, parse_parquet, read_checked, sha256, write_whole
 from calibration.common.secrets import Command
-from calibration.common.settings import Table
+from calibration.common.settings import Count, Table
 from calibration.traces.manifest import DeviceInfo, Sealing, TableInfo, parse_versioned, sealings
 from calibration.traces.validate import Column, build_table, conform_to
 
@@ -53,7 +53,7 @@ class Manifest(Table):
     stated after the run was written, see `calibration.measured.run.seal`.
     """
 
-    schema_version: Annotated[int, Field(ge=1)] = SCHEMA_VERSION
+    schema_version: Count = SCHEMA_VERSION
     paceline_version: str
     name: str
     role: Literal["fit", "held-out"]
@@ -61,7 +61,7 @@ class Manifest(Table):
     model: str
     device: DeviceInfo
     clock: Literal["thread-cpu", "wall"]
-    repeats: Annotated[int, Field(ge=1)]
+    repeats: Count
     created: str
     command: Command
     software: dict[str, str] = Field(default_factory=dict)

@@ -29,7 +29,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.common.files import fresh_folder, parse_parquet, read_checked, sha256
-from calibration.common.settings import FromList, Table
+from calibration.common.settings import Count, FromList, Natural, Table
 from calibration.common.toml import check, read_toml
 from calibration.shapes.shapes import SHAPES, Shape
 from calibration.traces.manifest import DeviceInfo, TableInfo
@@ -166,12 +166,12 @@ class TimingJob(Table):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    warmups: Annotated[int, Field(ge=1)] = 2
-    repeats: Annotated[int, Field(ge=1)] = 5
+    warmups: Count = 2
+    repeats: Count = 5
     budget_s: Annotated[float, Field(gt=0)] | None = None
     memory_gib: Annotated[float, Field(gt=0)] | None = None
-    max_step_tokens: Annotated[int, Field(ge=1)] = 8192
-    seed: Annotated[int, Field(ge=0)] = 0
+    max_step_tokens: Count = 8192
+    seed: Natural = 0
     grid: Annotated[tuple[GridTable, ...], FromList, Field(min_length=1)]
 
     def cells(self) -> dict[StepCell, bool]:
@@ -286,14 +286,14 @@ class MissingCells(Table):
     shape: str
     part: str
     dtype: str
-    cells: Annotated[int, Field(ge=1)]
+    cells: Count
 
 
 class GridManifest(Table):
     """Everything about a timing grid that is not a table; ``shapes`` so that a reader needs no catalogue."""
 
     format: Annotated[str, Field(pattern="^timing-grid$")] = "timing-grid"
-    schema_version: Annotated[int, Field(ge=1)] = GRID_VERSION
+    schema_version: Count = GRID_VERSION
     paceline_version: str
     created: str
     device: DeviceInfo

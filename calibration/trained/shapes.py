@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Discriminator, Field, ValidationError, model_validator
 
 from calibration.common.errors import CalibrationError
-from calibration.common.settings import Count, Fraction, FromList, Table
+from calibration.common.settings import Count, Fraction, FromList, Inside, Natural, Table
 
 if TYPE_CHECKING:
     from calibration.models.load import Verifier
@@ -26,7 +26,7 @@ class LayersShape(Table):
     (each the verifier's where not given). The final norm is the student's own.
     """
 
-    from_layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], FromList, Field(min_length=1)] | None = None
+    from_layers: Annotated[tuple[Natural, ...], FromList, Field(min_length=1)] | None = None
     layers: Count | None = None
     heads: Count | None = None
     kv_heads: Count | None = None
@@ -111,7 +111,7 @@ class TrainSettings(Table):
 
     tokens: Count = 500_000
     divergence: DivergenceName = "fkl"
-    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    jsd_beta: Inside = 0.5
     batch_tokens: Count = 512
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.04
@@ -119,12 +119,12 @@ class TrainSettings(Table):
     clip: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
     loss_vocabulary: Annotated[int, Field(ge=2)] | None = None
-    loss_others: Annotated[int, Field(ge=0)] = 1024
+    loss_others: Natural = 1024
     on_policy: Fraction = 0.0
     bfloat16: bool = True
     curve_tokens: Count = 100_000
     checkpoint_tokens: Count = 50_000
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
 
     def rate(self, tokens: int) -> float:
         """Give the share of the learning rate after `tokens` of the budget."""

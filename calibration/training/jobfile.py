@@ -44,7 +44,7 @@ from pydantic import Field, PlainValidator, model_validator
 
 from calibration.common.errors import CalibrationError, did_you_mean
 from calibration.common.progress import StageProgress
-from calibration.common.settings import Count, FromList, Table
+from calibration.common.settings import Count, FromList, Natural, Table
 from calibration.common.toml import check, read_toml
 from calibration.models.load import DeviceChoice, DtypeChoice, Verifier, load_verifier
 from calibration.prompts import Prompt
@@ -166,7 +166,7 @@ class CorpusTable(Table):
     temperature: Annotated[float, Field(ge=0)] = 0.8
     max_new_tokens: Count = 192
     batch_size: Count = 64
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Natural = 1
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -217,7 +217,7 @@ class OnlineTable(Table):
     steps: Count = 4
     buffer: Count = 512
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
 
 
 class DistillJob(TrainingJob):

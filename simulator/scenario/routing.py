@@ -12,19 +12,18 @@ from pydantic import Field, field_validator
 
 from calibration.common.errors import did_you_mean
 from calibration.common.plugins import PluginTable, by_name
-from calibration.common.settings import Count, Positive, Table, as_table
+from calibration.common.settings import Count, Inside, Natural, Positive, Table, as_table
 from simulator.scenario.inputs import InputFile
 
-_Natural = Annotated[int, Field(ge=0)]
-_Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 
 class MatchTier(Table):
     """What holds for batches from a size on: draft lengths exclude the bonus token, 0 drafts nothing."""
 
     min_match: Count = 3
-    lookup_tokens: _Natural = 20
-    model_tokens: _Natural = 7
+    lookup_tokens: Natural = 20
+    model_tokens: Natural = 7
 
 
 def _plain() -> dict[str, MatchTier]:
@@ -40,7 +39,7 @@ class ContextMatch(Table):
     prompts and outputs. Exact replay; the model's KV catches up with copied text for free.
     """
 
-    drafters: _Names
+    drafters: Names
     policy: Literal["context_match"]
     lookup: str
     tiers: Annotated[dict[str, MatchTier], Field(min_length=1)] = Field(default_factory=_plain)
@@ -79,13 +78,12 @@ class Forecast(Table):
     copied text for free, and matching is charged only in rounds that copy.
     """
 
-    drafters: _Names
+    drafters: Names
     policy: Literal["forecast"]
     folds: Annotated[int, Field(ge=2)] = 5
-    learn_from: _Names | None = None
+    learn_from: Names | None = None
 
 
-Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Features = Literal["tokens", "domain"]
 
 
@@ -192,7 +190,7 @@ class PakUcb(Candidates):
     ridge: Positive = 1.0
     eta: Positive | None = None
     horizon: Count = 1000
-    delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    delta: Inside = 0.05
 
 
 class OracleRequest(Candidates):

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from calibration.common.errors import ScenarioError
 from calibration.common.plugins import PluginTable, by_name
-from calibration.common.settings import Count, Positive, Seconds, Table, replaced
+from calibration.common.settings import Count, Natural, Positive, Seconds, Table, replaced
 from calibration.common.toml import sentences
 from calibration.traces.manifest import FractionOfVerify, LinearCost
 from simulator.scenario.costs import Roofline
@@ -129,7 +129,7 @@ class Measurement(Table):
     after the first arrival. ``warmup = "auto"``: as many as MSER-5 says (see `simulator.results.result`).
     """
 
-    warmup_requests: Annotated[int, Field(ge=0)] | None = None
+    warmup_requests: Natural | None = None
     warmup_s: Seconds | None = None
     warmup: Literal["auto"] | None = None
 

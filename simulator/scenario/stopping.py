@@ -176,7 +176,7 @@ class Estimated(Table):
 
     max_draft_tokens: Count = 8
     start_acceptance: Inside = 0.7
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    decay: Inside = 0.95
 
 
 class Goodput(Estimated):

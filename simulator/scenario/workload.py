@@ -166,7 +166,7 @@ class PoissonArrivals(Bound, Limited):
     """Independent exponential gaps between arrivals, `rate_rps` a second on average."""
 
     kind: Literal["poisson"]
-    rate_rps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    rate_rps: Positive
     requests: Count | None = None
     order: Order = "trace"
 

@@ -34,7 +34,9 @@ def test_it_is_frozen_and_says_its_version(kind: type[Record]) -> None:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert isinstance(fields["schema_version"].default, int)
-    assert isinstance(kind.rests_on, property)
+    assert kind.rests_on is not Record.rests_on or {"evidence", "provenance"} & set(fields), (
+        "it must say what it rests on"
+    )
 
 
 def studied() -> CascadeFindings:
