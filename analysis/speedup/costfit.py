@@ -30,7 +30,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from analysis.common.bootstrap import number
-from analysis.speedup.grid import OPERATIONS, CellRun, Steps
+from analysis.speedup.grid import OPERATIONS, CellRun, Steps, weighted_mean
 from calibration.common.arrays import Floats
 from calibration.traces import TraceSet
 from simulator.pricing.fitted import Cells, Curve, fit_curve, held_out_errors, repeated_cells
@@ -110,9 +110,9 @@ class CostDraws:
                 return None
             for configuration, kinds in _by_configuration(run.steps, mine, draws):
                 spent = run.steps.seconds[:, kinds]
-                weight = spent.sum(axis=0) / spent.sum()
+                weight = spent.sum(axis=0)
                 values = (run.steps.batch, run.steps.new_tokens, run.steps.context_tokens)
-                means = (float(weight @ value[kinds]) for value in values)
+                means = (weighted_mean(value[kinds], weight) for value in values)
                 seconds.append(spent.sum(axis=1))
                 factors.append(draws.factors(configuration, *means))
         return np.stack(seconds, axis=1), np.stack(factors, axis=1)

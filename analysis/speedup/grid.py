@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from analysis.common.simulated import simulate_and_hear
+from calibration.common.arrays import Floats
 from calibration.common.errors import ReplayError
 from calibration.common.progress import Progress
 from calibration.traces import TraceSet
@@ -262,9 +263,10 @@ def _steps(counted: pa.Table, iterations: pa.Table, row: NDArray[Any], requests:
         if operation == 0:
             before, after = before - 1, before  # its own prefill is the last one before its first token
         columns.append(total[after] - total[before])
-        weight = share[1:].sum(axis=0)
         for i, (batch, _) in enumerate(key.tolist()):
-            means = (float(share[1:, i] @ values[at] / weight[i]) for values in (new, it["context_tokens"]))
+            held = kind.ravel() == i
+            weights = share[1:, i][held]
+            means = (weighted_mean(values[at][held], weights) for values in (new, it["context_tokens"]))
             kinds.append((operation, batch, *means))
     by_request = np.zeros((requests, len(kinds)))
     by_request[row] = np.concatenate(columns, axis=1)
@@ -286,3 +288,13 @@ def _run_prepared(cell: Cell) -> CellRun:
     assert _prepared is not None
     traces, costs, seed = _prepared
     return run_cell(traces, cell, costs, seed)
+
+
+def weighted_mean(values: Floats, weights: Floats) -> float:
+    """Return the mean of `values` (n,) by `weights` (n,), never outside of their range.
+
+    Equal values give exactly that value: a step of one token that rounding made 1 + 1e-16 would be priced as one of
+    several. Summed without BLAS, whose last digit depends on the number of its threads.
+    """
+    mean = np.average(values, weights=weights)
+    return float(np.clip(mean, values.min(), values.max()))

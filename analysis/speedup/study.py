@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.common.bootstrap import ClusterBootstrap, describe, number
 from analysis.common.rounds import recording
+from analysis.common.threads import one_thread
 from analysis.speedup.acceptance import AcceptanceRow, DepthPoint, acceptance_rows, depth_points, replay_all
 from analysis.speedup.costfit import CostDraws, CostFit, cost_fits
 from analysis.speedup.findings import (
@@ -35,6 +36,7 @@ REFERENCE_DRAFT_TOKENS = 4
 """Draft length that tables quote where one must be chosen, or the longest shorter one on the grid."""
 
 
+@one_thread
 def study(
     traces: TraceSet,
     *,

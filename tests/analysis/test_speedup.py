@@ -9,7 +9,7 @@ import pytest
 from drawn import clustered, drawn_runs, given_runs, partly, played
 
 from analysis.common.bootstrap import ClusterBootstrap
-from analysis.speedup.grid import Cell, CellRun, baselines, grid_cells, run_cell, run_grid
+from analysis.speedup.grid import Cell, CellRun, baselines, grid_cells, run_cell, run_grid, weighted_mean
 from analysis.speedup.speedup import best_lengths, crossovers, falling, schedules, speedup_cells
 from calibration.common.errors import CostError
 
@@ -237,3 +237,11 @@ def test_each_drafter_is_compared_on_its_own_requests() -> None:
 def test_lengths_beyond_the_recording_are_not_simulated() -> None:
     traces = given_runs([[2, 1, 0, 0]], cap=2)
     assert {cell.draft_tokens for cell in grid_cells(traces, (1, 2, 4), (1,))} == {0, 1, 2}
+
+
+def test_steps_of_equal_numbers_have_exactly_that_number() -> None:
+    """Rounding must not make a plain step one of more than one token: it would be priced as another."""
+    rng = np.random.default_rng(0)
+    weights = rng.random(20_000)
+    assert weighted_mean(np.full(20_000, 3.0), weights) == 3.0
+    assert weighted_mean(np.array([1.0, 2.0]), np.array([3.0, 1.0])) == pytest.approx(1.25, rel=1e-15)
